@@ -1,0 +1,63 @@
+"""Local prediction rigidities of atomistic models, at any scale.
+
+``dlpr.run(job)`` does a whole job; `ingest`, `featurize`, `hessian` and `rigidity` are its steps.
+`local_prediction_rigidity` and `componentwise_prediction_rigidity` are scikit-matter's functions
+for features that are at hand already.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlpr.api import featurize, hessian, ingest, rigidity, run, work
+    from dlpr.core.inmemory import (
+        componentwise_prediction_rigidity,
+        local_prediction_rigidity,
+    )
+    from dlpr.errors import DlprError
+    from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
+    from dlpr.job import Job, load_job
+
+__all__ = [
+    "DlprError",
+    "Features",
+    "Hessian",
+    "Job",
+    "Result",
+    "Rigidities",
+    "Structures",
+    "componentwise_prediction_rigidity",
+    "featurize",
+    "hessian",
+    "ingest",
+    "load_job",
+    "local_prediction_rigidity",
+    "rigidity",
+    "run",
+    "work",
+]
+__version__ = _version("dlpr")
+
+_PLACES = {
+    "DlprError": "dlpr.errors",
+    **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
+    **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),
+    **dict.fromkeys(("Features", "Hessian", "Result", "Rigidities", "Structures"), "dlpr.handles"),
+    **dict.fromkeys(
+        ("local_prediction_rigidity", "componentwise_prediction_rigidity"), "dlpr.core.inmemory"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `import dlpr` stays quick."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dlpr' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,162 @@
+"""The Python interface: a job whole, or step by step, on a client's workers or on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlpr.engine.cluster import LocalSpec
+from dlpr.engine.events import Listener
+from dlpr.engine.executors import DaskExecutor, EmbeddedExecutor, Executor, WorkExecutor
+from dlpr.engine.output import read_job, write_job
+from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.workspace import Workspace
+from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
+from dlpr.job import Job, load_job
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+JobLike = Job | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def open_job(job: JobLike, output: str | os.PathLike[str] | None = None) -> Job:
+    """A job from a file, a mapping or a `Job`, its output folder replaced where one is given."""
+    if isinstance(job, Mapping):
+        job = Job.from_dict(job)
+    elif not isinstance(job, Job):
+        job = load_job(job)
+    if output is not None:
+        base = job.base
+        job = Job.from_dict({**job.resolved(), "output": str(Path(output).absolute())}, base=base)
+    return job
+
+
+@contextmanager
+def pipeline(
+    job: JobLike,
+    *,
+    client: Client | None = None,
+    output: str | os.PathLike[str] | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> Iterator[Pipeline]:
+    """A job's pipeline, its output folder owned for the length of the block.
+
+    Parameters
+    ----------
+    job : Job, mapping, or path of a job file
+    client : distributed.Client, optional
+        Whose workers see the same file system. Without one, a cluster is started on this machine as
+        the job's section ``cluster`` says, if there is anything to do.
+    output : path, optional
+        In place of the job's own.
+    listeners : tuple of callable
+        Told of every `dlpr.engine.events.Event`.
+    """
+    job = open_job(job, output)
+    executor: Executor = DaskExecutor(client) if client is not None else _embedded(job)
+    workspace = Workspace(job.path(job.output), executor, *listeners)
+    try:
+        with workspace.owned():
+            write_job(workspace.output, job)
+            yield Pipeline(job, workspace)
+    finally:
+        executor.close()
+
+
+def _embedded(job: Job) -> EmbeddedExecutor:
+    local = job.cluster.spec
+    scratch = job.path(local.scratch) if local.scratch is not None else None
+    return EmbeddedExecutor(
+        LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker, scratch)
+    )
+
+
+def ingest(job: JobLike, name: str = "train", **options: Any) -> Structures:
+    """Read, check and store the structures of one set.
+
+    Parameters
+    ----------
+    job : Job, mapping, or path of a job file
+    name : str
+        "train" or a test set of the job.
+    **options
+        ``client``, ``output``, ``listeners`` of `pipeline`.
+
+    Returns
+    -------
+    Structures
+    """
+    with pipeline(job, **options) as steps:
+        return Structures(steps.mended(lambda: steps.ingest(name)).path)
+
+
+def featurize(job: JobLike, name: str = "train", **options: Any) -> Features:
+    """Compute and store the features of one set; parameters as for `ingest`.
+
+    Returns
+    -------
+    Features
+    """
+    with pipeline(job, **options) as steps:
+        return Features(steps.mended(lambda: steps.featurize(name)).path)
+
+
+def hessian(job: JobLike, **options: Any) -> Hessian:
+    """Fold the training set into the Hessian and factorize it; parameters as for `ingest`.
+
+    Returns
+    -------
+    Hessian
+    """
+    with pipeline(job, **options) as steps:
+        return Hessian(steps.mended(steps.factor).path)
+
+
+def rigidity(job: JobLike, name: str, **options: Any) -> Rigidities:
+    """Compute the rigidities of one test set; parameters as for `ingest`.
+
+    Returns
+    -------
+    Rigidities
+    """
+    with pipeline(job, **options) as steps:
+        return Rigidities(steps.mended(lambda: steps.rigidity(name)).path)
+
+
+def run(job: JobLike, **options: Any) -> Result:
+    """Do the whole job, or what it still lacks; parameters as for `ingest`.
+
+    Returns
+    -------
+    Result
+        The published ``rigidity.zarr`` and its summary.
+    """
+    with pipeline(job, **options) as steps:
+        steps.mended(steps.result)
+        return Result(steps.workspace.output)
+
+
+def work(
+    output: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> Result:
+    """Do whatever the job of an output folder lacks, without Dask, beside others that do the same.
+
+    Parameters
+    ----------
+    output : path
+        Where `run` or ``dlpr plan`` has left a job.
+    rank : int, optional
+        Number of this process among its fellows; by default that of the SLURM task.
+    """
+    folder = Path(output).absolute()
+    workspace = Workspace(folder, WorkExecutor(rank), *listeners)
+    steps = Pipeline(read_job(folder), workspace)
+    steps.mended(steps.result)
+    return Result(folder)

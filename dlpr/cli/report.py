@@ -1,0 +1,78 @@
+"""What people see: a progress line per stage, and tables at the end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dlpr.engine.events import Event
+from dlpr.store.files import Json
+from dlpr.tables import TextTable
+
+
+class ProgressLines:
+    """A listener that draws one bar per stage on a terminal, and is silent elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<27}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ProgressLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "note":
+            self._console.print(f"note: {event.text}", highlight=False, markup=False)
+        elif event.kind == "stage" and event.n_done < event.n_tasks:
+            self._bars[event.stage] = self._progress.add_task(event.stage, total=event.n_tasks)
+            if event.text.startswith("changed"):
+                text = f"{event.stage} is computed anew, {event.text}"
+                self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if event.stage in self._bars:
+            self._progress.update(self._bars[event.stage], completed=event.n_done)
+
+
+def show(console: Console, table: TextTable) -> None:
+    """Print a table."""
+    drawn = Table(title=table.title, caption=table.caption, title_justify="left")
+    for k, name in enumerate(table.columns):
+        drawn.add_column(name, justify="left" if k < table.n_names else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    console.print(drawn, markup=False)
+
+
+def solver_lines(facts: Json) -> list[str]:
+    """How the Hessian was factorized, and how far to trust the digits."""
+    found = facts["conditioning"]
+    return [
+        f"solver {found['solver']}: {found['n_rows']} rows, {found['n_columns']} columns, "
+        f"rank {found['rank']} (rtol {found['rank_rtol']:.1e})",
+        f"condition of the Hessian {found['condition']:.2e}; relative error of a rigidity to "
+        f"expect: below {found['accuracy']:.1e}",
+        f"regularizer mu = {facts['mu']:.6g} (scale^2 = {facts['scale_square']:.6g})",
+    ]

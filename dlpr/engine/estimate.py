@@ -1,0 +1,258 @@
+"""What a run would do, before it is done: tasks, files, bytes, memory, core-hours."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlpr.core.rows import Blocks
+from dlpr.descriptors import Descriptor, descriptor
+from dlpr.engine import memory
+from dlpr.engine.output import stage_states
+from dlpr.engine.pipeline import Pipeline, default_block, default_task
+from dlpr.errors import ResourceError
+from dlpr.stages import ingest as ingest_stage
+from dlpr.stages.ingest import load_index, reading_of
+from dlpr.stages.structures import CHUNK_ROWS
+from dlpr.structures.frames import Piece
+from dlpr.structures.parse import Record, read_frames
+from dlpr.units import format_bytes
+
+SAMPLED_FILES = 64
+SAMPLED_ATOMS = 512
+FLOPS = 2e10
+"""Dense linear algebra per core and second, on the low side."""
+PARSED_ATOMS = 2e5
+"""Atoms of text parsed and checked per core and second, on the low side."""
+
+
+@dataclass(frozen=True)
+class SetSize:
+    """What the index of a set says."""
+
+    n_structures: int
+    n_environments: int
+    largest_frame: int
+    density: float
+
+    @property
+    def crowd(self) -> memory.Crowd:
+        """What the memory of a descriptor depends on."""
+        return memory.Crowd(self.largest_frame, self.density)
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage of a run.
+
+    Attributes
+    ----------
+    stage : str
+    n_tasks : int
+    n_files : int
+        Inodes.
+    nbytes : int
+        On disk.
+    task_nbytes : int
+        What a task adds to a worker's memory.
+    core_hours : float
+    """
+
+    stage: str
+    n_tasks: int
+    n_files: int
+    nbytes: int
+    task_nbytes: int
+    core_hours: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole run.
+
+    Attributes
+    ----------
+    sets : dict of str to SetSize
+    layout : Blocks
+    stages : list of StageEstimate
+    species : tuple of int
+        Of the sampled frames.
+    """
+
+    sets: dict[str, SetSize]
+    layout: Blocks
+    stages: list[StageEstimate]
+    species: tuple[int, ...]
+
+    @property
+    def peak_nbytes(self) -> int:
+        """Memory of a worker that does one task at a time."""
+        return memory.BASE_NBYTES + max(stage.task_nbytes for stage in self.stages)
+
+
+def tasks_at_once(task_nbytes: int, memory_per_worker: int, threads: int) -> int:
+    """How many tasks of a size a worker runs at once.
+
+    Raises
+    ------
+    ResourceError
+        If not even one fits.
+    """
+    free = memory_per_worker - memory.BASE_NBYTES
+    if free < task_nbytes:
+        raise ResourceError(
+            f"memory_per_worker is {format_bytes(memory_per_worker)}; one task needs "
+            f"{format_bytes(task_nbytes)} beside the process's own "
+            f"{format_bytes(memory.BASE_NBYTES)}: at least "
+            f"{format_bytes(task_nbytes + memory.BASE_NBYTES)}. Use fewer workers with more "
+            f"memory each, or lower numerics.block_environments."
+        )
+    return min(threads, free // max(1, task_nbytes))
+
+
+def estimate(steps: Pipeline) -> Estimate:
+    """Estimate a run from the index of its files and a sample of its frames."""
+    sizes: dict[str, SetSize] = {}
+    sample: list[Record] = []
+    for name in steps.set_names():
+        sizes[name], records = _look(steps, name)
+        sample += records
+    species = sorted({int(z) for record in sample for z in np.unique(record.number)})
+    calculator = descriptor(steps.job.descriptor.model_dump(mode="json"), species)
+    separate = steps.job.model.spec.centre_species == "separate"
+    layout = Blocks(calculator.n_features, len(species) if separate else 1)
+    seconds = _seconds_per_environment(calculator, sample)
+    stages = [_ingest(name, size) for name, size in sizes.items()]
+    stages += _training(steps, calculator, layout, sizes["train"], seconds)
+    for name in steps.job.test:
+        stages.append(_rigidity(steps, calculator, layout, name, sizes, seconds))
+    total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
+    largest = max(size.largest_frame for size in sizes.values())
+    nbytes = memory.result_nbytes(layout, largest)
+    n_tests = len(steps.job.test)
+    stages.append(StageEstimate("result", n_tests, 40 * n_tests, 18 * total, nbytes, 0.0))
+    return Estimate(sizes, layout, stages, tuple(species))
+
+
+def _size_of(sizes: dict[str, SetSize], name: str) -> SetSize:
+    return sizes.get(name, sizes["train"])
+
+
+def _look(steps: Pipeline, name: str) -> tuple[SetSize, list[Record]]:
+    """The size of a set, and some of its frames for species and speed."""
+    index = steps.index(name)
+    n_structures = n_environments = largest = 0
+    sample: list[Record] = []
+    selection = steps.selection(name)
+    for number in range(index.n_tasks):
+        file = load_index(index, number)
+        n_atoms = file.n_atoms[file.selected]
+        n_structures += len(n_atoms)
+        n_environments += int(n_atoms.sum())
+        largest = max(largest, int(n_atoms.max()))
+        if number < SAMPLED_FILES:
+            frames = np.unique(file.selected[np.linspace(0, len(n_atoms) - 1, 8).astype(int)])
+            sample += read_frames(file, frames.tolist(), reading_of(selection))
+    volumes = [(len(r.number), abs(np.linalg.det(r.cell))) for r in sample if r.pbc.all()]
+    density = max((n / volume for n, volume in volumes), default=0.0)
+    return SetSize(n_structures, n_environments, largest, density), sample
+
+
+def _seconds_per_environment(calculator: Descriptor, sample: list[Record]) -> float:
+    """Time the descriptor on a few environments."""
+    pieces, count = [], 0
+    for record in sample:
+        if count < SAMPLED_ATOMS and len(record.number) <= SAMPLED_ATOMS:
+            species = record.number.astype(np.uint8)
+            pieces.append(Piece(record.position, species, record.cell, record.pbc))
+            count += len(species)
+    if not pieces:
+        return 1e-3
+    start = time.process_time()
+    calculator.compute(pieces)
+    return (time.process_time() - start) / count
+
+
+def _ingest(name: str, size: SetSize) -> StageEstimate:
+    n_tasks = max(1, -(-size.n_environments // ingest_stage.TASK_ATOMS))
+    chunks = 4 * (ingest_stage.TASK_ATOMS // CHUNK_ROWS)
+    return StageEstimate(
+        f"structures of {name}",
+        n_tasks,
+        n_tasks * (60 + chunks) + 8,
+        size.n_environments * 58 + size.n_structures * 300,
+        memory.ingest_nbytes(size.largest_frame),
+        size.n_environments / PARSED_ATOMS / 3600,
+    )
+
+
+def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int, int]:
+    numerics = steps.job.numerics
+    block = numerics.block_environments or default_block(calculator.n_features)
+    task = numerics.task_environments or default_task(size.n_environments, block)
+    return block, max(1, -(-size.n_environments // task))
+
+
+def _training(
+    steps: Pipeline, calculator: Descriptor, layout: Blocks, size: SetSize, seconds: float
+) -> list[StageEstimate]:
+    job, width = steps.job, layout.n_columns
+    block, n_tasks = _blocks(steps, calculator, size)
+    itemsize = np.dtype(job.storage.dtype).itemsize
+    stored = size.n_environments * calculator.n_features * itemsize
+    featurize = size.n_environments * seconds / 3600
+    stages: list[StageEstimate] = []
+    if job.store_train_features:
+        n_chunks = -(-size.n_environments // block)
+        nbytes = memory.block_nbytes(calculator, block, size.crowd)
+        files = n_chunks + n_tasks + 30
+        stages.append(StageEstimate("features of train", n_tasks, files, stored, nbytes, featurize))
+    n_rows = -(-size.n_structures // n_tasks) + 2
+    nbytes = memory.rows_nbytes(calculator, block, size.crowd, n_rows)
+    rows = 8 * size.n_structures * calculator.n_features * len(calculator.species)
+    hours = 0.0 if job.store_train_features else featurize
+    stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, rows, nbytes, hours))
+    run_rows = max(8 * job.numerics.fold_block_rows, 4 * width)
+    n_partials = max(1, -(-size.n_structures // run_rows))
+    nbytes = memory.fold_nbytes(layout, job.numerics.fold_block_rows)
+    kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(job.solver, 3)
+    flops = kinds * size.n_structures * width**2
+    partials = 8 * width**2 * n_partials
+    stages.append(
+        StageEstimate(
+            "folds", n_partials, 2 * n_partials + 4, partials, nbytes, flops / FLOPS / 3600
+        )
+    )
+    hours = 30 * width**3 / FLOPS / 3600
+    factor = memory.factor_nbytes(layout)
+    stages.append(StageEstimate("factor", 1, 6, memory.factors_nbytes(layout), factor, hours))
+    return stages
+
+
+def _rigidity(
+    steps: Pipeline,
+    calculator: Descriptor,
+    layout: Blocks,
+    name: str,
+    sizes: dict[str, SetSize],
+    seconds: float,
+) -> StageEstimate:
+    size = _size_of(sizes, name)
+    block, n_tasks = _blocks(steps, calculator, size)
+    flops = size.n_environments * layout.n_features**2 + size.n_structures * layout.n_columns**2
+    is_stored = steps.job.store_train_features and name not in sizes
+    hours = (size.n_environments * (0.0 if is_stored else seconds) + flops / FLOPS) / 3600
+    nbytes = 17 * size.n_environments + n_tasks * 16 * layout.n_columns
+    peak = memory.rigidity_nbytes(calculator, layout, block, size.crowd)
+    return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
+
+
+def reused(steps: Pipeline) -> list[str]:
+    """Stages of the output folder that are finished, or begun."""
+    return [
+        f"{state.folder.name}: {state.folder.n_tasks - len(state.missing)} of "
+        f"{state.folder.n_tasks} tasks are done"
+        for state in stage_states(steps.workspace.output)
+    ]

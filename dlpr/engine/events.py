@@ -1,0 +1,67 @@
+"""What happens during a run, told to whoever listens: a progress bar, a log, a test."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dlpr.store.files import explained
+from dlpr.store.folder import Receipt
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Attributes
+    ----------
+    kind : str
+        "stage" (begun), "task" (a receipt was written), "done" (stage finished), "note".
+    stage : str
+        Name of the stage's folder.
+    n_done, n_tasks : int
+    text : str
+        What a note says.
+    receipt : Receipt or None
+    """
+
+    kind: str
+    stage: str = ""
+    n_done: int = 0
+    n_tasks: int = 0
+    text: str = ""
+    receipt: Receipt | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+def tell_all(listeners: Iterable[Listener]) -> Listener:
+    """One listener that passes everything on to several."""
+    several = tuple(listeners)
+
+    def tell(event: Event) -> None:
+        for listener in several:
+            listener(event)
+
+    return tell
+
+
+class EventLog:
+    """Appends every event to a file, one JSON object a line.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        record = {"time": time.time(), **asdict(event)}
+        with explained(self.path), self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")

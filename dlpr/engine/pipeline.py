@@ -1,0 +1,242 @@
+"""The way of the data: each step plans a stage and has it finished."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import TypeVar
+
+from dlpr.core.blas import blas_kernel
+from dlpr.descriptors import descriptor
+from dlpr.engine.workspace import Workspace
+from dlpr.errors import CorruptPartError
+from dlpr.job import Job, SetSpec
+from dlpr.stages import factor as factor_stage
+from dlpr.stages import features as features_stage
+from dlpr.stages import fold as fold_stage
+from dlpr.stages import ingest as ingest_stage
+from dlpr.stages import result as result_stage
+from dlpr.stages import rigidity as rigidity_stage
+from dlpr.stages import rows as rows_stage
+from dlpr.stages.structures import open_structures
+from dlpr.store.files import Json
+from dlpr.store.folder import StageFolder
+
+BLOCK_NBYTES = 1 << 24
+"""Bytes of features in one block, where the job does not say."""
+MOST_BLOCKS = 16
+"""Blocks in one task at most."""
+FEWEST_TASKS = 32
+"""Tasks that a large set is cut into at least."""
+MENDINGS = 5
+"""Damaged parts that one run replaces before it gives up."""
+
+Step = TypeVar("Step")
+
+
+class Pipeline:
+    """The steps of one job in one workspace; each returns a finished stage.
+
+    Parameters
+    ----------
+    job : Job
+    workspace : Workspace
+    """
+
+    def __init__(self, job: Job, workspace: Workspace) -> None:
+        self.job, self.workspace = job, workspace
+        self._finished: dict[tuple[str, str], StageFolder] = {}
+
+    def ingest(self, name: str) -> StageFolder:
+        """Structures of a set: "train", or one of the job's test sets."""
+
+        def make() -> StageFolder:
+            index, selection = self.index(name), self.selection(name)
+            plan = ingest_stage.plan(self.workspace.work, index, selection)
+            structures = self.workspace.finish(f"structures of {name}", plan)
+            ingest_stage.drop_scratch(index)
+            ingest_stage.check_selection(structures, name)
+            return structures
+
+        return self._once("ingest", self.set_spec(name).model_dump_json(), make)
+
+    def index(self, name: str) -> StageFolder:
+        """Where the frames of a set's files are."""
+        spec = self.set_spec(name)
+
+        def make() -> StageFolder:
+            work, full = self.workspace.work, spec.fingerprint == "full"
+            plan = ingest_stage.plan_index(work, list(spec.files), self.job.base, full)
+            return self.workspace.finish(f"index of {name}", plan)
+
+        return self._once("index", spec.model_dump_json(), make)
+
+    def selection(self, name: str) -> Json:
+        """Which frames of a set to take, and how to read them."""
+        spec = self.set_spec(name)
+        return spec.model_dump(mode="json", exclude={"files", "fingerprint"})
+
+    def _once(self, step: str, of: str, make: Callable[[], StageFolder]) -> StageFolder:
+        """A step's stage, finished once per pipeline."""
+        if (step, of) not in self._finished:
+            self._finished[step, of] = make()
+        return self._finished[step, of]
+
+    def set_spec(self, name: str) -> SetSpec:
+        """What the job says about a set; a test set of any name may be the training set."""
+        spec = self.job.test.get(name, self.job.train)
+        return spec if isinstance(spec, SetSpec) else self.job.train
+
+    def set_names(self) -> list[str]:
+        """The training set, and the test sets that have structures of their own."""
+        return ["train", *(n for n, s in self.job.test.items() if isinstance(s, SetSpec))]
+
+    def species(self) -> list[int]:
+        """All species of the job: they fix the columns."""
+        found: set[int] = set()
+        for name in self.set_names():
+            found |= set(open_structures(self.ingest(name)).species)
+        return sorted(found)
+
+    def feature_settings(self, name: str) -> Json:
+        """Descriptor, storage and block sizes for a set."""
+        calculator = descriptor(self.job.descriptor.model_dump(mode="json"), self.species())
+        numerics = self.job.numerics
+        block = numerics.block_environments or default_block(calculator.n_features)
+        n_environments = open_structures(self.ingest(name)).n_environments
+        task = numerics.task_environments or default_task(n_environments, block)
+        return {
+            "descriptor": calculator.settings(),
+            "dtype": self.job.storage.dtype,
+            "block_environments": block,
+            "task_environments": -(-task // block) * block,
+        }
+
+    def featurize(self, name: str) -> StageFolder:
+        """The feature store of a set."""
+        work = self.workspace.work
+
+        def make() -> StageFolder:
+            settings = self.feature_settings(name)
+            plan = features_stage.plan(work, self.ingest(name), settings)
+            return self.workspace.finish(f"features of {name}", plan)
+
+        return self._once("featurize", name, make)
+
+    def rows(self) -> StageFolder:
+        """The summed features of every training structure."""
+
+        def make() -> StageFolder:
+            if self.job.store_train_features:
+                self.featurize("train")
+            settings = self.feature_settings("train")
+            plan = rows_stage.plan(self.workspace.work, self.ingest("train"), settings)
+            return self.workspace.finish("rows", plan)
+
+        return self._once("rows", "train", make)
+
+    def fold(self, stage: str) -> StageFolder:
+        """The partial Hessians ("hessian") or triangles ("triangle")."""
+        model = self.job.model.spec
+        of_rows = {"rows": model.rows, "centre_species": model.centre_species}
+
+        def make() -> StageFolder:
+            work, numerics = self.workspace.work, self.numerics()
+            plan = fold_stage.plan(work, stage, self.rows(), of_rows, numerics)
+            return self.workspace.finish(stage, plan)
+
+        return self._once("fold", stage, make)
+
+    def factor(self) -> StageFolder:
+        """The factored Hessian, by the job's solver or by the one that is accurate enough."""
+        model, solver = self.job.model.spec.model_dump(mode="json"), self.job.solver
+        work, numerics = self.workspace.work, self.numerics()
+
+        def by(stage: str, solver: str) -> StageFolder:
+            plan = factor_stage.plan(work, self.fold(stage), model, solver, numerics)
+            return self.workspace.finish(f"factor of the {stage}", plan)
+
+        def make() -> StageFolder:
+            if solver == "qr" or (solver == "auto" and model["regularizer"] == 0.0):
+                return by("triangle", "qr")
+            found = by("hessian", solver)
+            return by("triangle", "qr") if found.receipts()[0].facts["refused"] else found
+
+        return self._once("factor", solver, make)
+
+    def rigidity(self, name: str) -> StageFolder:
+        """The rigidities of one set, in stored order."""
+        if self.job.store_test_features and isinstance(self.job.test[name], SetSpec):
+            self.featurize(name)
+        structures, factor = self.ingest(name), self.factor()
+        settings, numerics = self.feature_settings(name), self.numerics()
+        plan = rigidity_stage.plan(self.workspace.work, structures, factor, settings, numerics)
+        return self.workspace.finish(f"rigidity of {name}", plan)
+
+    def result(self) -> StageFolder:
+        """The result of every test set, published under the output folder."""
+        sets = {name: self.rigidity(name) for name in self.job.test}
+        attributes = {"job": self.job.settings(), "versions": versions()}
+        plan = result_stage.plan(self.workspace.work, sets, attributes)
+        folder = self.workspace.finish("result", plan)
+        result_stage.publish(folder, self.workspace.output)
+        return folder
+
+    def notes(self) -> list[str]:
+        """What a reader of the result should know about its input."""
+        notes = []
+        for name in self.set_names():
+            structures = self.ingest(name)
+            store = open_structures(structures)
+            if store.n_repeats:
+                notes.append(
+                    f"{name}: {store.n_repeats} of {store.n_structures} structures repeat an "
+                    f"earlier one exactly"
+                )
+            labelled = sum(r.facts["labels"]["energy"] for r in structures.receipts())
+            if name == "train" and 0 < labelled < store.n_structures:
+                notes.append(
+                    f"train: {store.n_structures - labelled} of {store.n_structures} structures "
+                    f"have no energy; all count as rows of the Hessian (where: has('...') selects)"
+                )
+        return notes
+
+    def numerics(self) -> Json:
+        """The numerical plan: what decides bits beside job and data."""
+        numerics = self.job.numerics
+        return {
+            "threads": numerics.blas_threads,
+            "factor_threads": numerics.factor_threads,
+            "fold_block_rows": numerics.fold_block_rows,
+            "partials_nbytes": numerics.partials_budget,
+            "kernel": blas_kernel(),
+        }
+
+    def mended(self, step: Callable[[], Step]) -> Step:
+        """Do a step; where it meets a damaged part, have that part's task done again."""
+        for _ in range(MENDINGS):
+            try:
+                return step()
+            except CorruptPartError as error:
+                self.workspace.mend(error)
+                self._finished.clear()
+        return step()
+
+
+def default_block(n_features: int) -> int:
+    """Environments in a block of about `BLOCK_NBYTES`: a power of two from 64 to 2048."""
+    rows = max(64, min(2048, BLOCK_NBYTES // (8 * n_features)))
+    return 1 << (rows.bit_length() - 1)
+
+
+def default_task(n_environments: int, block: int) -> int:
+    """Environments in a task: 1 to `MOST_BLOCKS` blocks, a power of two of them."""
+    blocks = max(1, min(MOST_BLOCKS, n_environments // (FEWEST_TASKS * block)))
+    return block << (blocks.bit_length() - 1)
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what computes the result."""
+    packages = ("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

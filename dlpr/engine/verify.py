@@ -1,0 +1,99 @@
+"""Every byte of finished tasks against their receipts."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from dlpr.store.arrays import CHECKSUM_NBYTES
+from dlpr.store.files import read_json
+from dlpr.store.folder import StageFolder
+
+_READ_NBYTES = 1 << 20
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,  # a flag of zipfile's that it does not know
+    RuntimeError,  # the flag "encrypted"
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,  # the flag "compressed"
+)
+"""What a flipped bit can make of a zip file, beside a wrong checksum."""
+
+
+def damaged_tasks(folder: StageFolder) -> list[int]:
+    """Tasks that have a receipt and whose data do not match it, every byte read.
+
+    Parameters
+    ----------
+    folder : StageFolder
+
+    Returns
+    -------
+    list of int
+        Ascending. A task without a readable receipt is not damaged but missing; a task whose data
+        are gone or of another size is both.
+
+    Notes
+    -----
+    Holds 1 MiB of data at a time. `StageFolder.receipt` compares sizes alone.
+    """
+    return [task for task in range(folder.n_tasks) if not _matches(folder.path, task)]
+
+
+def _matches(path: Path, task: int) -> bool:
+    receipt = read_json(path / "receipts" / f"{task:06d}.json")
+    if receipt is None or not isinstance(receipt.get("files"), dict):
+        return True
+    return all(
+        _is_whole(path / name, size, check) for name, (size, check) in receipt["files"].items()
+    )
+
+
+def _is_whole(path: Path, size: int, check: Any) -> bool:
+    """Compare a file with what a receipt says of it: a checksum, or one per array of a part."""
+    try:
+        if path.stat().st_size != size:
+            return False
+        found = _member_checksums(path) if isinstance(check, dict) else _chunk_checksum(path, size)
+    except _UNREADABLE:
+        return False
+    return bool(found == check)
+
+
+def _member_checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of every array of an ``.npz``, computed from the bytes that are there."""
+    found: dict[str, int] = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            check = 0
+            with archive.open(info) as member:
+                while block := member.read(_READ_NBYTES):
+                    check = zlib.crc32(block, check)
+            found[info.filename.removesuffix(".npy")] = check
+    return found
+
+
+def _chunk_checksum(path: Path, size: int) -> int:
+    """CRC-32C at the end of a chunk's file.
+
+    Raises
+    ------
+    ValueError
+        If the chunk's content has another one.
+    """
+    left, check = size - CHECKSUM_NBYTES, 0
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, _READ_NBYTES))):
+            check = google_crc32c.extend(check, block)
+            left -= len(block)
+        if left or file.read() != check.to_bytes(CHECKSUM_NBYTES, "little"):
+            raise ValueError("the content does not match its checksum")
+    return int(check)

@@ -1,0 +1,103 @@
+"""An output folder: its owner, its stages, and the executor that finishes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlpr.engine.events import Event, EventLog, Listener, tell_all
+from dlpr.engine.executors import Executor
+from dlpr.engine.memory import task_nbytes
+from dlpr.errors import CorruptPartError, StoreError
+from dlpr.store.files import explained, read_json, write_json
+from dlpr.store.folder import StageFolder, describe
+from dlpr.store.lease import Lease
+
+LIVE = "live.json"
+
+
+class Workspace:
+    """Where a job's stages live and who does their tasks.
+
+    Parameters
+    ----------
+    output : Path
+    executor : Executor
+    listeners : Listener
+        Told of everything that happens; a log of it is kept beside the results.
+    """
+
+    def __init__(self, output: Path, executor: Executor, *listeners: Listener) -> None:
+        self.output = output.absolute()
+        self.work = self.output / "work"
+        self.executor = executor
+        with explained(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        self.tell = tell_all([*listeners, EventLog(self.output / "events.jsonl")])
+        self.used: dict[str, StageFolder] = {}
+        self._before: dict[str, str] = (read_json(self.output / LIVE) or {}).get("stages", {})
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Be the one owner of the folder for the length of a block."""
+        lease = Lease(self.output / "owner.json")
+        lease.acquire()
+        with lease.held():
+            yield
+
+    def finish(self, role: str, folder: StageFolder) -> StageFolder:
+        """Do what a stage lacks.
+
+        Parameters
+        ----------
+        role : str
+            What the stage is in the job, e.g. "features of train".
+        folder : StageFolder
+
+        Raises
+        ------
+        StoreError
+            If a task was done and its data are not there.
+        """
+        missing = folder.missing()
+        done = folder.n_tasks - len(missing)
+        self._use(role, folder)
+        reason = self._reason(role, folder, missing)
+        self.tell(Event("stage", role, done, folder.n_tasks, reason))
+        if missing:
+            for receipt in self.executor.run(folder, missing, task_nbytes(folder)):
+                done += 1
+                self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))
+        left = folder.missing()
+        if left:
+            raise StoreError(
+                f"{folder.path}: task {left[0]} was done, but its data cannot be seen from here. "
+                f"Do all workers write to the same file system? Run the same command again."
+            )
+        self.tell(Event("done", role, done, folder.n_tasks))
+        return folder
+
+    def _use(self, role: str, folder: StageFolder) -> None:
+        """Say in the folder which stages the latest run works with: `dlpr clean` spares them."""
+        self.used[role] = folder
+        names = {role: used.name for role, used in self.used.items()}
+        write_json(self.output / LIVE, {"stages": names})
+
+    def _reason(self, role: str, folder: StageFolder, missing: list[int]) -> str:
+        """Why there is something to do."""
+        if not missing:
+            return "reused"
+        if len(missing) < folder.n_tasks:
+            return "continued"
+        before = StageFolder(self.work / self._before.get(role, folder.name))
+        if before.name == folder.name or not (before.path / "plan.json").exists():
+            return "new"
+        changes = describe(folder.settings, before.settings)
+        changes += describe(folder.plan["inputs"], before.plan["inputs"], "input ")
+        return "changed: " + "; ".join(changes[:4])
+
+    def mend(self, error: CorruptPartError) -> None:
+        """Make a task whose data are damaged undone, so that it is done again."""
+        StageFolder(Path(error.folder)).withdraw(error.task)
+        self.tell(Event("note", Path(error.folder).name, text=str(error)))

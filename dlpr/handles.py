@@ -1,0 +1,208 @@
+"""Small objects that stand for stores on disk and open them."""
+
+from __future__ import annotations
+
+import html
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dlpr.errors import StoreError
+from dlpr.stages.factor import Factors, open_factors
+from dlpr.stages.features import ARRAY
+from dlpr.stages.result import STORE
+from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.store.files import Json, read_json
+from dlpr.store.folder import StageFolder
+from dlpr.tables import rigidity_table
+
+
+class Handle:
+    """A finished stage.
+
+    Attributes
+    ----------
+    path : Path
+        Its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def folder(self) -> StageFolder:
+        """The stage: its plan and its receipts."""
+        return StageFolder(self.path)
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to say about it, by name."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value}" for name, value in self.facts().items())
+        return f"{type(self).__name__}({facts})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+            for name, value in self.facts().items()
+        )
+        return f"<table><caption>dlpr.{type(self).__name__}</caption>{rows}</table>"
+
+
+class Structures(Handle):
+    """Structures of one set, checked and stored."""
+
+    def open(self) -> StructureStore:
+        """The store: positions, species, cells and labels by runs of environments."""
+        return open_structures(self.folder)
+
+    def facts(self) -> dict[str, Any]:
+        store = self.open()
+        return {
+            "structures": store.n_structures,
+            "environments": store.n_environments,
+            "species": store.symbols,
+            "groups": ", ".join(store.group_names),
+            "labels": self.labels,
+            "exact repeats": store.n_repeats,
+            "path": self.path,
+        }
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Structures that have an energy, forces, a stress."""
+        receipts = self.folder.receipts()
+        names = receipts[0].facts["labels"]
+        return {name: sum(r.facts["labels"][name] for r in receipts) for name in names}
+
+
+class Features(Handle):
+    """Features of one set, (n_environments, n_features), in chunks of environments."""
+
+    def open(self) -> zarr.Array[Any]:
+        """The array of features."""
+        array = zarr.open_group(str(self.path / "features.zarr"), mode="r")[ARRAY]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def facts(self) -> dict[str, Any]:
+        array = self.open()
+        return {
+            "environments": array.shape[0],
+            "features": array.shape[1],
+            "dtype": array.dtype,
+            "path": self.path / "features.zarr",
+        }
+
+
+class Hessian(Handle):
+    """The factored Hessian of a training set."""
+
+    def open(self) -> Factors:
+        """Its factors: of the whole, and of each block of columns."""
+        return open_factors(self.folder)
+
+    @property
+    def conditioning(self) -> Json:
+        """Solver, rank, condition, accuracy to expect."""
+        found: Json = self.folder.receipts()[0].facts["conditioning"]
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        facts = self.folder.receipts()[0].facts
+        found = self.conditioning
+        return {
+            "solver": found["solver"],
+            "rows": found["n_rows"],
+            "columns": found["n_columns"],
+            "rank": found["rank"],
+            "condition": f"{found['condition']:.3g}",
+            "relative error to expect": f"{found['accuracy']:.1e}",
+            "mu": facts["mu"],
+            "path": self.path,
+        }
+
+
+class Rigidities(Handle):
+    """Rigidities of one set as its tasks wrote them; `dlpr.run` publishes them in source order."""
+
+    def open(self) -> dict[str, NDArray[Any]]:
+        """Arrays over the environments, in the structure store's order."""
+        names = ("environment_lpr", "environment_prior_ratio", "environment_unseen")
+        folder = self.folder
+        parts = [folder.read_part(task, names) for task in range(folder.n_tasks)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def facts(self) -> dict[str, Any]:
+        receipts = self.folder.receipts()
+        return {
+            "environments": sum(r.facts["n_environments"] for r in receipts),
+            "tasks": len(receipts),
+            "path": self.path,
+        }
+
+
+class Result:
+    """A published result.
+
+    Parameters
+    ----------
+    output : path
+        The output folder of a run.
+
+    Attributes
+    ----------
+    output : Path
+    path : Path
+        The store ``rigidity.zarr``, a group per test set.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = Path(output).absolute()
+        self.path = self.output / STORE
+        if not (self.path / "zarr.json").exists():
+            raise StoreError(
+                f"{self.output} holds no result: there is no {STORE}. `dlpr status {output}` says "
+                f"what is missing; `dlpr work {output}` does it."
+            )
+
+    @cached_property
+    def summary(self) -> dict[str, list[Json]]:
+        """Per set, rows per group and species: counts and quantiles."""
+        return read_json(self.output / "summary.json") or {}
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the test sets."""
+        return list(self.summary)
+
+    def open(self, name: str) -> zarr.Group:
+        """The group of one test set: LPR, prior ratio, PR, offsets, species, groups, sources.
+
+        Raises
+        ------
+        StoreError
+            If there is no such set.
+        """
+        if name not in self.sets:
+            raise StoreError(f"{self.path} has no set {name!r}; it has: {', '.join(self.sets)}.")
+        group = zarr.open_group(str(self.path), mode="r")[name]
+        assert isinstance(group, zarr.Group)
+        return group
+
+    def lpr(self, name: str) -> NDArray[np.float64]:
+        """(n_environments,) LPR of one test set."""
+        return np.asarray(self.open(name)["environment_lpr"][:])  # type: ignore[index]
+
+    def __repr__(self) -> str:
+        counts = {n: sum(row["n_environments"] for row in rows) for n, rows in self.summary.items()}
+        return f"Result({self.path}, environments={counts})"
+
+    def _repr_html_(self) -> str:
+        return rigidity_table(self.summary).to_html()

@@ -1,0 +1,228 @@
+"""Structures from files into a structure store: an index of frames, then frames in parallel."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlpr.errors import InputError, JobError
+from dlpr.stages.structures import CHUNK_ROWS, PER_ENVIRONMENT, part_name
+from dlpr.store.arrays import checksums, chunk_files, create_array, create_group
+from dlpr.store.files import Json, explained, fsync_tree, partial_path, replace_tree
+from dlpr.store.folder import FORMAT_VERSION, StageFolder
+from dlpr.structures.files import Source, expand, fingerprint, is_compressed
+from dlpr.structures.frames import Frames
+from dlpr.structures.index import FileIndex, index_file
+from dlpr.structures.ingest import Counts, collect
+from dlpr.structures.labels import Reading, reading
+from dlpr.structures.selection import Where, absent_names
+from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
+
+TASK_ATOMS = 1 << 18
+"""Atoms that one task reads, but for a frame that has more."""
+
+# index ------------------------------------------------------------------------------------------
+
+
+def plan_index(work: Path, files: list[str], base: Path, full_hash: bool) -> StageFolder:
+    """One task per file: where its frames are."""
+    sources = []
+    for source in expand(files, base):
+        found = fingerprint(source.path, full_hash)
+        if full_hash:
+            found = {"size": found["size"], "sha256": found["sha256"]}
+        sources.append({"path": str(source.path), "index": source.index, "fingerprint": found})
+    return StageFolder.create(work, "index", {"sources": sources}, {}, len(sources))
+
+
+def _scratch(folder: StageFolder, task: int) -> Path:
+    return folder.path / "scratch" / f"{task:06d}"
+
+
+def run_index(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
+    """Index one file; a compressed one is decompressed beside the index."""
+    index = _index_anew(folder, task)
+    arrays = {name: getattr(index, name) for name in ("offset", "nbytes", "n_atoms", "selected")}
+    facts = {"format": index.format, "n_frames": len(index.n_atoms)}
+    return folder.write_part(task, arrays), facts
+
+
+def _index_anew(folder: StageFolder, task: int) -> FileIndex:
+    source = folder.settings["sources"][task]
+    scratch = _scratch(folder, task)
+    with explained(scratch):
+        scratch.parent.mkdir(exist_ok=True)
+    return index_file(Source(Path(source["path"]), source["index"]), scratch)
+
+
+def load_index(folder: StageFolder, task: int) -> FileIndex:
+    """The index of one file, its decompressed copy made again if it was dropped."""
+    path = Path(folder.settings["sources"][task]["path"])
+    compressed = is_compressed(path)
+    if compressed and not _scratch(folder, task).exists():
+        return _index_anew(folder, task)
+    receipt = folder.receipts()[task]
+    data_path = _scratch(folder, task) if compressed else path
+    return FileIndex(path, data_path, receipt.facts["format"], **folder.read_part(task))
+
+
+def drop_scratch(folder: StageFolder) -> None:
+    """Remove the decompressed copies: no later stage reads text."""
+    shutil.rmtree(folder.path / "scratch", ignore_errors=True)
+
+
+# structures -------------------------------------------------------------------------------------
+
+
+def plan(work: Path, index: StageFolder, selection: Json) -> StageFolder:
+    """Tasks of about `TASK_ATOMS` atoms.
+
+    Parameters
+    ----------
+    index : StageFolder
+        Finished.
+    selection : dict
+        ``keys``, ``units``, ``type_map``, ``where``, ``group_by``, ``minimum_distance``.
+    """
+    runs: list[list[list[int]]] = [[]]
+    count = 0
+    for number in range(index.n_tasks):
+        part = index.read_part(number, ("n_atoms", "selected"))
+        n_atoms = part["n_atoms"][part["selected"]]
+        start = 0
+        for frame, n in enumerate(n_atoms):
+            if count and count + n > TASK_ATOMS:
+                if frame > start:
+                    runs[-1].append([number, start, frame])
+                runs.append([])
+                start, count = frame, 0
+            count += int(n)
+        runs[-1].append([number, start, len(n_atoms)])
+    settings = {**selection, "sources": index.settings["sources"], "runs": runs}
+    return StageFolder.create(work, "structures", settings, {"index": index}, len(runs))
+
+
+def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
+    """Index a file, or read and store one run of frames."""
+    if folder.stage == "index":
+        return run_index(folder, task)
+    settings, source = folder.settings, folder.input("index")
+    runs = []
+    for number, start, stop in settings["runs"][task]:
+        index = load_index(source, number)
+        runs.append((index, index.selected[start:stop].tolist()))
+    frames, counts = collect(
+        runs,
+        reading_of(settings),
+        Where(settings["where"]) if settings["where"] else None,
+        settings["group_by"],
+        settings["minimum_distance"],
+    )
+    target = folder.path / part_name(task)
+    with explained(target):
+        partial = partial_path(target)
+        _write(partial, frames, counts)
+        fsync_tree(partial)
+        replace_tree(partial, target)
+    return checksums(chunk_files(target), folder.path), _facts(frames, counts)
+
+
+def reading_of(settings: Json) -> Reading:
+    keys = {label: key for label, key in settings["keys"].items() if key}
+    return replace(
+        reading(keys, type_map=settings["type_map"]),
+        length=LENGTH_UNITS[settings["units"]["length"]],
+        energy=ENERGY_UNITS[settings["units"]["energy"]],
+    )
+
+
+def _write(path: Path, frames: Frames, counts: Counts) -> None:
+    attributes = {
+        "format_version": FORMAT_VERSION,
+        "groups": list(frames.group_names),
+        "source_files": list(frames.source_files),
+    }
+    group = create_group(path, attributes)
+    arrays = {f.name: getattr(frames, f.name) for f in fields(frames)}
+    arrays["digest"] = counts.digest
+    for name, values in arrays.items():
+        if not isinstance(values, np.ndarray) or (name == "force" and np.isnan(values).all()):
+            continue
+        rows = CHUNK_ROWS if name in PER_ENVIRONMENT else max(1, len(values))
+        dimensions = (
+            _DIMENSION.get(name, "structure"),
+            *(f"{name}_{k}" for k in range(1, values.ndim)),
+        )
+        array = create_array(group, name, values.shape, values.dtype, dimensions, rows)
+        if values.size:
+            array[:] = values
+
+
+_DIMENSION = {
+    **dict.fromkeys(PER_ENVIRONMENT, "environment"),
+    "structure_offset": "structure_edge",
+    "bin_offset": "structure_edge",
+    "bin_range": "bin",
+}
+
+
+def _facts(frames: Frames, counts: Counts) -> Json:
+    has_force = np.isfinite(frames.force).all(axis=1)
+    n_atoms = np.diff(frames.structure_offset)
+    first = frames.structure_offset[:-1]
+    return {
+        "n_structures": counts.n_kept,
+        "n_environments": len(frames.species),
+        "n_read": counts.n_read,
+        "species": np.unique(frames.species).tolist(),
+        "groups": list(frames.group_names),
+        "keys": dict(sorted(counts.keys.items())),
+        "density": float(f"{_density(frames):.3g}"),
+        "largest_frame": int(n_atoms.max(initial=0)),
+        "labels": {
+            "energy": int(np.isfinite(frames.energy).sum()),
+            "forces": int(has_force[first].sum()) if len(first) else 0,
+            "stress": int(np.isfinite(frames.stress).all(axis=(1, 2)).sum()),
+        },
+    }
+
+
+def _density(frames: Frames) -> float:
+    """Atoms per Å³ of the densest frame that is periodic in all directions."""
+    volume = np.abs(np.linalg.det(frames.cell))
+    periodic = frames.pbc.all(axis=1)
+    n_atoms = np.diff(frames.structure_offset)
+    return float((n_atoms[periodic] / volume[periodic]).max(initial=0.0))
+
+
+def check_selection(folder: StageFolder, name: str) -> None:
+    """Refuse a selection that names keys no frame has, or that keeps nothing.
+
+    Raises
+    ------
+    JobError, InputError
+    """
+    settings = folder.settings
+    receipts = folder.receipts()
+    seen: Counter[str] = Counter()
+    for receipt in receipts:
+        seen.update(receipt.facts["keys"])
+    asked = {f"keys.{label}": [key] for label, key in settings["keys"].items() if key}
+    if settings["group_by"]:
+        asked["group_by"] = [settings["group_by"]]
+    if settings["where"]:
+        asked["where"] = list(Where(settings["where"]).names)
+    for where, names in asked.items():
+        for said in absent_names(names, seen):
+            raise JobError(f"{name}.{where}: {said}. Correct the job file.")
+    n_read = sum(receipt.facts["n_read"] for receipt in receipts)
+    if not sum(receipt.facts["n_structures"] for receipt in receipts):
+        raise InputError(
+            f"{name}: 0 of {n_read} frames are kept by where: {settings['where']!r}; at least one "
+            f"is needed. Correct the condition."
+        )

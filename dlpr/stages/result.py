@@ -1,0 +1,261 @@
+"""The result as users see it: one Zarr group per set, in the order of the source files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dlpr.core.quantiles import QuantileSketch
+from dlpr.stages.rigidity import UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
+from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.store.arrays import checksums, chunk_files, create_array, create_group, write_rows
+from dlpr.store.files import (
+    Json,
+    explained,
+    fsync_directory,
+    fsync_tree,
+    partial_path,
+    replace_tree,
+    write_json,
+)
+from dlpr.store.folder import FORMAT_VERSION, StageFolder
+
+STORE = "rigidity.zarr"
+CHUNK_ROWS = 1 << 18
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+ARRAYS: dict[str, type[np.generic]] = {
+    "environment_lpr": np.float64,
+    "environment_prior_ratio": np.float64,
+    "environment_unseen": np.uint8,
+}
+
+
+def plan(work: Path, sets: Mapping[str, StageFolder], attributes: Json) -> StageFolder:
+    """One task per set.
+
+    Parameters
+    ----------
+    sets : mapping of str to StageFolder
+        Finished "rigidity" stages by the name of their set.
+    attributes : dict
+        The job as resolved, versions, conventions: kept with the result.
+    """
+    settings = {"sets": list(sets), "attributes": attributes}
+    folder = StageFolder.create(work, "result", settings, sets, len(sets))
+    root = folder.path / STORE
+    if not (root / "zarr.json").exists():
+        with explained(root):
+            root.mkdir(parents=True, exist_ok=True)
+            partial = partial_path(root)
+            create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
+            (partial / "zarr.json").replace(root / "zarr.json")
+            partial.rmdir()
+    return folder
+
+
+def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
+    """Write the group of one set."""
+    name = folder.settings["sets"][task]
+    rigidity = folder.input(name)
+    structures = open_structures(rigidity.input("structures"))
+    target = folder.path / STORE / name
+    partial = partial_path(target)
+    with explained(target):
+        group = create_group(partial, _attributes(folder, rigidity))
+        _write_environments(group, partial, rigidity, structures)
+        _write_structures(group, partial, rigidity, structures)
+        fsync_tree(partial)
+        replace_tree(partial, target)
+    facts = {"summary": _summary(target, structures), "n_environments": structures.n_environments}
+    return checksums(chunk_files(target), folder.path), facts
+
+
+def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
+    factor = rigidity.input("factor")
+    return {
+        "model": factor.settings["model"],
+        "features": rigidity.settings["features"],
+        "numerics": rigidity.settings["numerics"],
+        "factor": factor.receipts()[0].facts,
+        "inputs": {"rigidity": rigidity.name, "factor": factor.name, **rigidity.plan["inputs"]},
+        "units": "LPR of energies per unit of the model's loss; see README, section Conventions",
+    }
+
+
+def _write_environments(
+    group: zarr.Group, path: Path, rigidity: StageFolder, structures: StructureStore
+) -> None:
+    n = structures.n_environments
+    out = {
+        name: create_array(group, name, (n,), dtype, ("environment",), CHUNK_ROWS)
+        for name, dtype in ARRAYS.items()
+    }
+    out["environment_unseen"].attrs["flag_masks"] = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR]
+    out["environment_unseen"].attrs["flag_meanings"] = "central_species neighbour_species"
+    species = create_array(
+        group, "environment_species", (n,), np.uint8, ("environment",), CHUNK_ROWS
+    )
+    start = 0
+    for block in _rechunk(_source_order(rigidity, structures), CHUNK_ROWS):
+        for name, array in out.items():
+            write_rows(array, start, block[name], path)
+        write_rows(species, start, block["species"], path)
+        start += len(block["species"])
+
+
+Block = dict[str, NDArray[Any]]
+
+
+def _stored_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[tuple[int, Block]]:
+    size = rigidity.settings["features"]["task_environments"]
+    for task in range(rigidity.n_tasks):
+        part: Block = rigidity.read_part(task, tuple(ARRAYS))
+        stop = min((task + 1) * size, structures.n_environments)
+        part["species"] = structures.read("species", task * size, stop)
+        part["source_atom"] = structures.read("source_atom", task * size, stop)
+        yield task * size, part
+
+
+def _source_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[Block]:
+    """Blocks in source order: a frame that is stored by spatial bins is put back whole."""
+    offset = structures.structure_offset
+    by_space = np.any(structures.over_structures("bin_shape"), axis=1)
+    held: list[Block] = []
+    for start, part in _stored_order(rigidity, structures):
+        stop = start + len(part["species"])
+        while start < stop:
+            index = int(np.searchsorted(offset, start, side="right")) - 1
+            if by_space[index]:
+                end = min(stop, int(offset[index + 1]))
+            else:
+                following = np.flatnonzero(by_space[index:])
+                limit = int(offset[index + following[0]]) if len(following) else stop
+                end = min(stop, limit)
+            piece = {name: rows[: end - start] for name, rows in part.items()}
+            part = {name: rows[end - start :] for name, rows in part.items()}
+            if by_space[index]:
+                held.append(piece)
+                if end == offset[index + 1]:
+                    frame = _concatenate(held)
+                    order = np.argsort(frame["source_atom"], kind="stable")
+                    yield {name: rows[order] for name, rows in frame.items()}
+                    held = []
+            else:
+                yield piece
+            start = end
+
+
+def _concatenate(blocks: list[Block]) -> Block:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _rechunk(blocks: Iterator[Block], size: int) -> Iterator[Block]:
+    held: list[Block] = []
+    count = 0
+    for block in blocks:
+        held.append(block)
+        count += len(block["species"])
+        if count >= size:
+            whole = _concatenate(held)
+            stop = count // size * size
+            for a in range(0, stop, size):
+                yield {name: rows[a : a + size] for name, rows in whole.items()}
+            held, count = [{name: rows[stop:] for name, rows in whole.items()}], count - stop
+    if count:
+        yield _concatenate(held)
+
+
+def _write_structures(
+    group: zarr.Group, path: Path, rigidity: StageFolder, structures: StructureStore
+) -> None:
+    source, files = structures.sources()
+    columns: dict[str, tuple[NDArray[Any], Json]] = {
+        "structure_pr": (finish_structures(rigidity), {}),
+        "structure_group": (structures.group, {"names": list(structures.group_names)}),
+        "structure_source_file": (source, {"names": files}),
+        "structure_source_frame": (structures.over_structures("source_frame"), {}),
+    }
+    for name, (values, attributes) in columns.items():
+        array = create_array(
+            group, name, values.shape, values.dtype, ("structure",), CHUNK_ROWS, attributes
+        )
+        write_rows(array, 0, values, path)
+    offset = structures.structure_offset
+    array = create_array(
+        group, "structure_offset", offset.shape, offset.dtype, ("structure_edge",), CHUNK_ROWS
+    )
+    write_rows(array, 0, offset, path)
+
+
+def _summary(path: Path, structures: StructureStore) -> list[Json]:
+    """Counts and quantiles per group and species of one set, read back chunk by chunk."""
+    group = zarr.open_group(str(path), mode="r")
+    keys: dict[tuple[int, int], tuple[QuantileSketch, QuantileSketch, NDArray[np.int64]]] = {}
+    for start in range(0, structures.n_environments, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, structures.n_environments)
+        lpr, ratio, unseen, species = (
+            np.asarray(group[f"environment_{name}"][start:stop])  # type: ignore[index]
+            for name in ("lpr", "prior_ratio", "unseen", "species")
+        )
+        of_group = structures.group[structures.structure_of(start, stop)]
+        label = of_group.astype(np.int64) * 256 + species
+        for key in np.unique(label):
+            own = label == key
+            entry = keys.setdefault(
+                divmod(int(key), 256), (QuantileSketch(), QuantileSketch(), np.zeros(3, np.int64))
+            )
+            entry[0].add(lpr[own])
+            entry[1].add(ratio[own])
+            flags = unseen[own]
+            entry[2][:] += [
+                np.count_nonzero(flags & UNSEEN_CENTRE),
+                np.count_nonzero(flags & UNSEEN_NEIGHBOUR),
+                np.count_nonzero(flags),
+            ]
+    return [
+        {
+            "group": structures.group_names[g],
+            "species": z,
+            "n_environments": lpr.n,
+            "n_inf": lpr.n_inf,
+            "n_unseen_centre": int(counts[0]),
+            "n_unseen_neighbour": int(counts[1]),
+            "n_unseen": int(counts[2]),
+            "lpr": _quantiles(lpr),
+            "prior_ratio": _quantiles(ratio),
+        }
+        for (g, z), (lpr, ratio, counts) in sorted(keys.items())
+    ]
+
+
+def _quantiles(sketch: QuantileSketch) -> list[float] | None:
+    """Quantiles of the finite values; None where there are none."""
+    if sketch.n == sketch.n_inf:
+        return None
+    return [sketch.quantile(q) for q in QUANTILES]
+
+
+def publish(folder: StageFolder, output: Path) -> Path:
+    """Let ``output/rigidity.zarr`` name the finished result, by one rename."""
+    link = output / STORE
+    target = (folder.path / STORE).relative_to(output)
+    with explained(link):
+        if not link.is_symlink() or link.readlink() != target:
+            partial = partial_path(link)
+            partial.symlink_to(target)
+            partial.replace(link)
+            fsync_directory(output)
+    write_json(output / "summary.json", summary(folder))
+    return link
+
+
+def summary(folder: StageFolder) -> Json:
+    """Summary rows of every set of a finished result."""
+    names = folder.settings["sets"]
+    receipts = folder.receipts()
+    return {name: r.facts["summary"] for name, r in zip(names, receipts, strict=True)}

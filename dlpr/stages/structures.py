@@ -1,0 +1,211 @@
+"""Reading a structure store: parts of ragged arrays seen as one run of environments."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from dlpr.store.folder import StageFolder
+from dlpr.structures.frames import Piece
+from dlpr.structures.spatial import cut_cluster
+
+CHUNK_ROWS = 1 << 16
+"""Environments per chunk of a structure store."""
+PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
+_CACHED_CHUNKS = 96
+
+
+def part_name(part: int) -> str:
+    """Name of a part below its stage's folder."""
+    return f"parts/{part:06d}.zarr"
+
+
+class StructureStore:
+    """All structures of one set, in ingest order.
+
+    Attributes
+    ----------
+    n_environments, n_structures : int
+    structure_offset : (n_structures + 1,) int64
+    group : (n_structures,) int32
+        Index into ``group_names``.
+    group_names : tuple of str
+    species : tuple of int
+        Atomic numbers that occur, ascending.
+    """
+
+    def __init__(self, folder: StageFolder) -> None:
+        self.folder = folder
+        receipts = folder.receipts()
+        counts = [(r.facts["n_structures"], r.facts["n_environments"]) for r in receipts]
+        edges = np.cumsum([(0, 0), *counts], axis=0, dtype=np.int64)
+        self._part_structure, self._part_environment = edges[:, 0], edges[:, 1]
+        self.n_structures, self.n_environments = int(edges[-1, 0]), int(edges[-1, 1])
+        self.species = tuple(sorted({int(z) for r in receipts for z in r.facts["species"]}))
+        self.group_names = tuple(sorted({g for r in receipts for g in r.facts["groups"]}))
+        self.structure_offset = np.zeros(self.n_structures + 1, np.int64)
+        self.group = np.zeros(self.n_structures, np.int32)
+        for part, receipt in enumerate(receipts):
+            if receipt.facts["n_structures"] == 0:
+                continue
+            rows = slice(edges[part, 0], edges[part + 1, 0])
+            local = self._array(part, "structure_offset")[:]
+            self.structure_offset[rows] = local[:-1] + edges[part, 1]
+            number = [self.group_names.index(name) for name in self._group(part).attrs["groups"]]
+            self.group[rows] = np.asarray(number, np.int32)[self._array(part, "group")[:]]
+        self.structure_offset[-1] = self.n_environments
+        self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
+        self._group = lru_cache(maxsize=8)(self._group)
+
+    def _group(self, part: int) -> zarr.Group:
+        try:
+            return zarr.open_group(str(self.folder.path / part_name(part)), mode="r")
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise self.folder.corrupt(part, part_name(part), error) from error
+
+    def _array(self, part: int, name: str) -> Any:
+        return self._group(part)[name]
+
+    def _read_chunk(self, part: int, name: str, chunk: int) -> NDArray[Any]:
+        start = chunk * CHUNK_ROWS
+        return self._checked(part, name, start, start + CHUNK_ROWS)
+
+    def _checked(self, part: int, name: str, start: int, stop: int | None) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array(part, name)[start:stop])
+        except ValueError as error:
+            raise self.folder.corrupt(part, f"{part_name(part)}/{name}", error) from error
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start:stop`` of an array over environments."""
+        found: list[NDArray[Any]] = []
+        while start < stop:
+            part = int(np.searchsorted(self._part_environment, start, side="right")) - 1
+            local = start - int(self._part_environment[part])
+            end = min(stop, int(self._part_environment[part + 1]))
+            chunk, row = divmod(local, CHUNK_ROWS)
+            rows = self._chunk(part, name, chunk)[row : row + end - start]
+            found.append(rows)
+            start += len(rows)
+        return np.concatenate(found) if len(found) != 1 else found[0]
+
+    def structure(self, name: str, index: int) -> NDArray[Any]:
+        """Row ``index`` of an array over structures."""
+        part, local = self._locate(index)
+        return self._structures(part, name)[local]  # type: ignore[no-any-return]
+
+    def over_structures(self, name: str) -> NDArray[Any]:
+        """A whole array over structures (energy, source_frame, ...)."""
+        parts = [self._structures(p, name) for p in range(len(self._part_structure) - 1)]
+        return np.concatenate(parts)
+
+    @property
+    def symbols(self) -> str:
+        """Species as people write them."""
+        return " ".join(chemical_symbols[z] for z in self.species)
+
+    @cached_property
+    def n_repeats(self) -> int:
+        """Structures that repeat an earlier one exactly."""
+        digests = self.over_structures("digest")
+        return self.n_structures - len(np.unique(digests, axis=0))
+
+    def composition(self, structures: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, n_species) atoms of each of `species` in each structure."""
+        known = np.asarray(self.species)
+        counts = np.zeros((len(structures), len(known)))
+        for row, index in enumerate(structures):
+            found = self.read("species", *self.structure_offset[index : index + 2])
+            counts[row] = np.bincount(np.searchsorted(known, found), minlength=len(known))
+        return counts
+
+    def sources(self) -> tuple[NDArray[np.int32], list[str]]:
+        """The source file of every structure: index, and file names."""
+        names: list[str] = []
+        index: list[NDArray[np.int32]] = []
+        for part in range(len(self._part_structure) - 1):
+            here = self._group(part).attrs["source_files"]
+            names += [name for name in here if name not in names]
+            number = np.asarray([names.index(name) for name in here], np.int32)
+            index.append(number[self._structures(part, "source_file")])
+        return np.concatenate(index), names
+
+    def _structures(self, part: int, name: str) -> NDArray[Any]:
+        key = (part, name, -1)
+        return self._whole(*key)
+
+    @lru_cache(maxsize=64)  # noqa: B019  (stores are few and live as long as their process)
+    def _whole(self, part: int, name: str, _: int) -> NDArray[Any]:
+        return self._checked(part, name, 0, None)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._part_structure, index, side="right")) - 1
+        return part, index - int(self._part_structure[part])
+
+    def is_sorted_by_space(self, index: int) -> bool:
+        """Whether a structure's environments are stored by spatial bins."""
+        return bool(np.any(self.structure("bin_shape", index)))
+
+    def structure_of(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The structure of each environment ``start:stop``."""
+        at = np.arange(start, stop)
+        return np.searchsorted(self.structure_offset, at, side="right") - 1
+
+    def pieces(self, start: int, stop: int, cutoff: float) -> list[Piece]:
+        """What a descriptor needs for environments ``start:stop``: frames, or cuts of large ones."""
+        if start >= stop:
+            return []
+        first, last = self.structure_of(start, start + 1)[0], self.structure_of(stop - 1, stop)[0]
+        return [self._piece(int(s), start, stop, cutoff) for s in range(first, last + 1)]
+
+    def _piece(self, index: int, start: int, stop: int, cutoff: float) -> Piece:
+        begin, end = int(self.structure_offset[index]), int(self.structure_offset[index + 1])
+        a, b = max(start, begin), min(stop, end)
+        cell, pbc = self.structure("cell", index), self.structure("pbc", index)
+        if self.is_sorted_by_space(index):
+            return self._cut(index, begin, a - begin, b - begin, cutoff)
+        centre = None if (a, b) == (begin, end) else np.arange(a - begin, b - begin)
+        return Piece(
+            self.read("position", begin, end), self.read("species", begin, end), cell, pbc, centre
+        )
+
+    def _cut(self, index: int, begin: int, start: int, stop: int, cutoff: float) -> Piece:
+        part, local = self._locate(index)
+        rows = slice(*self._structures(part, "bin_offset")[local : local + 2])
+
+        def read(a: int, b: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            x, y = begin + a, begin + b
+            return (
+                self.read("position", x, y),
+                self.read("species", x, y),
+                self.read("source_atom", x, y),
+            )
+
+        return cut_cluster(
+            read,
+            bin_shape=self.structure("bin_shape", index),
+            bin_box=self.structure("bin_box", index),
+            bin_origin=self.structure("bin_origin", index),
+            bin_range=self._structures(part, "bin_range")[rows],
+            cell=self.structure("cell", index),
+            pbc=self.structure("pbc", index),
+            start=start,
+            stop=stop,
+            cutoff=cutoff,
+        )
+
+
+@lru_cache(maxsize=8)
+def _open(path: str, digest: str) -> StructureStore:
+    return StructureStore(StageFolder(Path(path)))
+
+
+def open_structures(folder: StageFolder) -> StructureStore:
+    """The structure store of a finished stage, opened once per process."""
+    return _open(str(folder.path), folder.output_digest())

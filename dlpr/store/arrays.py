@@ -1,0 +1,81 @@
+"""Zarr arrays as dlpr keeps them: raw chunks with a checksum, flat chunk names, dimension names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import Crc32cCodec
+
+from dlpr.store.files import explained
+
+# Dask gives the parallelism; Zarr's own threads would multiply with it.
+zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
+
+CHECKSUM_NBYTES = 4
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    dimensions: tuple[str, ...],
+    chunk_rows: int,
+    attributes: dict[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    """Create an array cut into chunks of rows; floats are filled with NaN.
+
+    Every chunk is the raw little-endian rows followed by their CRC-32C, and is written even where
+    it equals the fill value: a chunk that is absent was never computed.
+    """
+    floating = np.issubdtype(np.dtype(dtype), np.floating)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        return group.create_array(
+            name,
+            shape=shape,
+            chunks=(max(1, min(chunk_rows, shape[0]) if shape[0] else 1), *(max(1, n) for n in shape[1:])),
+            dtype=np.dtype(dtype),
+            filters=None,
+            compressors=[Crc32cCodec()],
+            fill_value=np.nan if floating else 0,
+            chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=dimensions,
+            attributes=attributes or {},
+            config={"write_empty_chunks": True},
+        )
+
+
+def create_group(path: Path, attributes: dict[str, Any]) -> zarr.Group:
+    """Create a group that replaces nothing."""
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+        return zarr.create_group(str(path), attributes=attributes, zarr_format=3)
+
+
+def write_rows(array: zarr.Array[Any], start: int, rows: NDArray[Any], path: Path) -> None:
+    """Write rows from ``start`` on (a chunk boundary)."""
+    with explained(path):
+        array[start : start + len(rows)] = rows
+
+
+def chunk_files(path: Path) -> list[Path]:
+    """All chunk files below ``path``."""
+    return sorted(f for f in path.rglob("c*") if f.name == "c" or f.name.startswith("c."))
+
+
+def checksums(files: Iterable[Path], below: Path) -> dict[str, int]:
+    """CRC-32C of chunk files, read off their ends, by name below ``below``."""
+    found: dict[str, int] = {}
+    for chunk in files:
+        with chunk.open("rb") as file:
+            file.seek(-CHECKSUM_NBYTES, 2)
+            tail = file.read(CHECKSUM_NBYTES)
+        found[chunk.relative_to(below).as_posix()] = int.from_bytes(tail, "little")
+    return found

@@ -1,0 +1,272 @@
+"""The protocol: a stage's folder holds its plan, one part per task, and one receipt per part.
+
+``work/<stage>-<digest>/plan.json`` says everything that decides a bit of the stage's output: the
+settings and the digests of what it reads. ``receipts/<task>.json`` says that a task is done, and
+counts only while the files it names are there with the sizes it names. Whoever does a task twice
+writes the same bytes twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dlpr.errors import CorruptPartError, StoreError
+from dlpr.store.files import (
+    Json,
+    canonical_json,
+    explained,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
+
+FORMAT_VERSION = 1
+"""Version of everything dlpr writes; a store of a newer one is refused."""
+
+_DIGEST_LENGTH = 16
+
+
+def check_format(found: object, path: Path) -> None:
+    """Refuse what a newer dlpr wrote."""
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has on-disk format {found!r}; this dlpr reads formats up to "
+            f"{FORMAT_VERSION}. Use the dlpr that wrote it, or a newer one."
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished task leaves to be read by others.
+
+    Attributes
+    ----------
+    task : int
+    files : dict of str to list
+        Path below the folder -> [size in bytes, checksum].
+    facts : dict
+        Small results of the task (counts, sums) that depend on plan and task alone.
+    cost : dict
+        Seconds, peak memory, host: what it took, different every time.
+    """
+
+    task: int
+    files: dict[str, list[Any]]
+    facts: Json
+    cost: Json
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(int(size) for size, _ in self.files.values())
+
+
+class StageFolder:
+    """One stage of one plan on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._known: dict[int, Receipt] = {}
+
+    @classmethod
+    def create(
+        cls,
+        work: Path,
+        stage: str,
+        settings: Json,
+        inputs: Mapping[str, StageFolder],
+        n_tasks: int,
+        dry: bool = False,
+    ) -> StageFolder:
+        """The folder of a plan, made if it is not there.
+
+        Parameters
+        ----------
+        work : Path
+        stage : str
+            Names the code that runs its tasks.
+        settings : dict
+            JSON; with the inputs it decides every bit of the output.
+        inputs : mapping of str to StageFolder
+            Finished stages that it reads.
+        n_tasks : int
+        dry : bool
+            Only say where it would be.
+        """
+        plan: Json = {
+            "format_version": FORMAT_VERSION,
+            "stage": stage,
+            "settings": settings,
+            "inputs": {name: folder.output_digest() for name, folder in inputs.items()},
+            "n_tasks": n_tasks,
+        }
+        digest = hashlib.sha256(canonical_json(plan)).hexdigest()[:_DIGEST_LENGTH]
+        folder = cls(work / f"{stage}-{digest}")
+        recorded = read_json(folder.path / "plan.json")
+        places = {name: one.path.name for name, one in inputs.items()}
+        if not dry and (recorded is None or recorded.get("places") != places):
+            with explained(folder.path):
+                (folder.path / "receipts").mkdir(parents=True, exist_ok=True)
+            write_json(folder.path / "plan.json", {**plan, "places": places})
+        return folder
+
+    @cached_property
+    def plan(self) -> Json:
+        """The plan as written."""
+        plan = read_json(self.path / "plan.json")
+        if plan is None:
+            raise StoreError(f"{self.path} is not a stage of dlpr: it has no readable plan.json.")
+        check_format(plan.get("format_version"), self.path)
+        return plan
+
+    @property
+    def name(self) -> str:
+        """Folder name: stage and digest."""
+        return self.path.name
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage."""
+        return str(self.plan["stage"])
+
+    @property
+    def settings(self) -> Json:
+        """Settings of the plan."""
+        settings: Json = self.plan["settings"]
+        return settings
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return int(self.plan["n_tasks"])
+
+    def input(self, name: str) -> StageFolder:
+        """A stage that this one reads."""
+        return StageFolder(self.path.parent / self.plan["places"][name])
+
+    # receipts -----------------------------------------------------------------------------
+
+    def _receipt_path(self, task: int) -> Path:
+        return self.path / "receipts" / f"{task:06d}.json"
+
+    def receipt(self, task: int) -> Receipt | None:
+        """The receipt of a task, or None while the task is to be done."""
+        if task not in self._known:
+            found = read_json(self._receipt_path(task))
+            if found is None or set(found) != {"task", "files", "facts", "cost"}:
+                return None
+            self._known[task] = Receipt(**found)
+        receipt = self._known[task]
+        for name, (size, _) in receipt.files.items():
+            if _size(self.path / name) != size:
+                del self._known[task]
+                return None
+        return receipt
+
+    def receipts(self) -> list[Receipt]:
+        """All receipts of a finished stage, in task order."""
+        found = [self.receipt(task) for task in range(self.n_tasks)]
+        lacking = [task for task, receipt in enumerate(found) if receipt is None]
+        if lacking:
+            raise StoreError(
+                f"{self.path}: {len(lacking)} of {self.n_tasks} tasks have no valid receipt "
+                f"(the first is {lacking[0]}). Run `dlpr run` again to finish them."
+            )
+        return [receipt for receipt in found if receipt is not None]
+
+    def missing(self) -> list[int]:
+        """Tasks without a valid receipt."""
+        return [task for task in range(self.n_tasks) if self.receipt(task) is None]
+
+    def write_receipt(self, task: int, files: Mapping[str, Any], facts: Json, cost: Json) -> Receipt:
+        """Say that a task is done; its data must be durable already."""
+        sizes = {name: [(self.path / name).stat().st_size, check] for name, check in files.items()}
+        receipt = Receipt(task, sizes, facts, cost)
+        write_json(self._receipt_path(task), receipt.__dict__)
+        return receipt
+
+    def withdraw(self, task: int) -> None:
+        """Make a task undone."""
+        self._known.pop(task, None)
+        self._receipt_path(task).unlink(missing_ok=True)
+
+    def output_digest(self) -> str:
+        """Digest of what a finished stage has put out: the same data, the same digest."""
+        receipts = [[r.task, r.files, r.facts] for r in self.receipts()]
+        return hashlib.sha256(canonical_json([self.stage, receipts])).hexdigest()
+
+    # parts --------------------------------------------------------------------------------
+
+    def _part_name(self, task: int) -> str:
+        return f"parts/{task:06d}.npz"
+
+    def write_part(self, task: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Write a task's arrays; returns the ``files`` of its receipt."""
+        name = self._part_name(task)
+        return {name: write_arrays(self.path / name, arrays)}
+
+    def read_part(self, task: int, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """A task's arrays, checked.
+
+        Raises
+        ------
+        CorruptPartError
+        """
+        wanted = None if names is None else tuple(names)
+        try:
+            return read_arrays(self.path / self._part_name(task), wanted)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise self.corrupt(task, self._part_name(task), error) from error
+
+    def corrupt(self, task: int, name: str, error: object) -> CorruptPartError:
+        """The error that says that a task's data are not what its receipt says."""
+        return CorruptPartError(
+            f"{self.path / name} (task {task} of {self.stage}) is damaged or gone: {error}. "
+            f"Run the same command again: only this task is done anew.",
+            str(self.path),
+            task,
+        )
+
+
+def _size(path: Path) -> int:
+    """Size of a file; -1 where there is none. Tried again, for file systems that cache names."""
+    for pause in (0.0, 0.05):
+        try:
+            return os.stat(path).st_size  # noqa: PTH116
+        except FileNotFoundError:
+            time.sleep(pause)
+        except OSError:
+            return -1
+    return -1
+
+
+def folders(work: Path) -> list[StageFolder]:
+    """All stage folders below a work folder."""
+    if not work.is_dir():
+        return []
+    return [StageFolder(path.parent) for path in sorted(work.glob("*-*/plan.json"))]
+
+
+def describe(settings: Json, other: Json, prefix: str = "") -> list[str]:
+    """Dotted names and values of what differs between two plans' settings."""
+    lines: list[str] = []
+    for key in sorted(set(settings) | set(other)):
+        old, new = other.get(key), settings.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += describe(new, old, f"{prefix}{key}.")
+        elif old != new:
+            was, now = (json.dumps(value)[:60] for value in (old, new))
+            lines.append(f"{prefix}{key}: {was} -> {now}")
+    return lines

@@ -1,0 +1,98 @@
+"""Tables of results as text: the same for terminals, notebooks and files."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from dlpr.stages.result import QUANTILES
+from dlpr.store.files import Json
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Columns, the number of those that are names rather than numbers, and rows of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    n_names: int
+    rows: list[list[str]]
+    caption: str = ""
+
+    def to_html(self) -> str:
+        """The table for a notebook."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return (
+            f"<table><caption>{html.escape(self.title)}. {html.escape(self.caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def rigidity_table(summary: dict[str, list[Json]]) -> TextTable:
+    """Per set, group and species: counts, and quantiles of LPR and prior ratio."""
+    shown = QUANTILES.index(0.05), QUANTILES.index(0.5), QUANTILES.index(0.95)
+
+    def quantiles(found: list[float] | None) -> list[str]:
+        return ["-" if found is None else f"{found[k]:.3g}" for k in shown]
+
+    rows = [
+        [
+            name,
+            row["group"],
+            chemical_symbols[row["species"]],
+            *(str(row[key]) for key in ("n_environments", "n_inf", "n_unseen")),
+            *quantiles(row["lpr"]),
+            *quantiles(row["prior_ratio"])[:2],
+        ]
+        for name, of_set in summary.items()
+        for row in of_set
+    ]
+    numbers = ("environments", "inf", "unseen", "LPR 5 %", "50 %", "95 %", "ratio 5 %", "50 %")
+    return TextTable(
+        "Local prediction rigidity",
+        ("set", "group", "species", *numbers),
+        3,
+        rows,
+        "ratio: LPR over what the regularizer alone gives, 1 where the data say nothing; "
+        "inf: environments without features; "
+        "unseen: central or neighbour species that no training structure has",
+    )
+
+
+def cost_table(rows: list[dict[str, Any]]) -> TextTable:
+    """Per stage: tasks, time, bytes, files, peak memory."""
+    from dlpr.units import format_bytes
+
+    cells = [
+        [
+            row["stage"],
+            str(row["n_tasks"]),
+            f"{row['seconds']:.1f}",
+            f"{row['core_hours']:.4f}",
+            format_bytes(row["nbytes"]),
+            str(row["n_files"]),
+            format_bytes(row["peak_nbytes"]),
+        ]
+        for row in rows
+    ]
+    cells.append(
+        [
+            "all",
+            str(sum(row["n_tasks"] for row in rows)),
+            f"{sum(row['seconds'] for row in rows):.1f}",
+            f"{sum(row['core_hours'] for row in rows):.4f}",
+            format_bytes(sum(row["nbytes"] for row in rows)),
+            str(sum(row["n_files"] for row in rows)),
+            format_bytes(max((row["peak_nbytes"] for row in rows), default=0)),
+        ]
+    )
+    numbers = ("tasks", "task seconds", "core-hours", "data", "files", "peak memory")
+    caption = "from the receipts, those of reused stages included; peak memory of one process"
+    return TextTable("Work", ("stage", *numbers), 1, cells, caption)

@@ -1,0 +1,123 @@
+from functools import reduce
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from core_oracle import Array, steep_rows, telling_tests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlpr.core.factorize import factorize
+from dlpr.core.folds import Gram, Moments, Triangle
+
+FOLDS = [(Gram, "cholesky"), (Triangle, "qr")]
+Kind = type[Gram] | type[Triangle]
+
+
+def square(fold: Gram | Triangle) -> Array:
+    """G^T G of either fold."""
+    if isinstance(fold, Triangle):
+        return fold.matrix.T @ fold.matrix
+    upper = np.triu(fold.matrix)
+    return upper + np.triu(upper, 1).T
+
+
+def folded(kind: Kind, parts: list[Array], groups: Array | None = None) -> Gram | Triangle:
+    """Fold parts of rows; each group into its own partial, partials added in order."""
+    groups = np.zeros(len(parts), dtype=int) if groups is None else groups
+    total = kind.zeros(parts[0].shape[1])
+    for group in np.unique(groups):
+        partial = kind.zeros(parts[0].shape[1])
+        for part, own in zip(parts, groups, strict=True):
+            if own == group:
+                partial.update(part)
+        total.add(partial)  # type: ignore[arg-type]
+    return total
+
+
+@pytest.mark.parametrize(("kind", "solver"), FOLDS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), n_rows=st.integers(1, 90), n_columns=st.integers(1, 60))
+def test_any_split_and_grouping_agree(
+    kind: Kind, solver: str, data: st.DataObject, n_rows: int, n_columns: int
+) -> None:
+    rows = steep_rows(n_rows, n_columns, 3.0, seed=n_rows)
+    cuts = sorted(data.draw(st.lists(st.integers(0, n_rows), max_size=6)))
+    parts = np.split(rows, cuts)
+    groups = np.array([data.draw(st.integers(0, 2)) for _ in parts])
+    whole, split = folded(kind, [rows]), folded(kind, parts, groups)
+    np.testing.assert_allclose(square(split), rows.T @ rows, rtol=0, atol=1e-14)
+    again = folded(kind, parts, groups)
+    np.testing.assert_array_equal(split.matrix, again.matrix)
+
+    tests = telling_tests(rows, seed=1)
+    one, conditioning = factorize(whole, 1e-7, n_rows, solver)
+    other, _ = factorize(split, 1e-7, n_rows, solver)
+    np.testing.assert_allclose(
+        other.rigidity(tests), one.rigidity(tests), rtol=2 * conditioning.accuracy
+    )
+
+
+@pytest.mark.parametrize(("kind", "solver"), FOLDS)
+def test_folding_needs_no_second_matrix(kind: Kind, solver: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 70))
+    kept = rows.copy()
+    fold = kind.zeros(70)
+    held = fold.matrix
+    fold.update(rows)
+    other = kind.zeros(70)
+    other.update(2 * rows)
+    before = other.matrix.copy()
+    fold.add(other)  # type: ignore[arg-type]
+    fold.update(np.empty((0, 70)))
+    assert np.shares_memory(fold.matrix, held)
+    np.testing.assert_array_equal(rows, kept)
+    np.testing.assert_array_equal(other.matrix, before)
+    np.testing.assert_allclose(square(fold), 5 * rows.T @ rows, rtol=1e-12, atol=1e-12)
+    matrix = fold.matrix.copy()
+    factorize(fold, 1.0, 14, solver)
+    np.testing.assert_array_equal(fold.matrix, matrix)
+
+
+def test_triangle_is_triangular() -> None:
+    fold = folded(Triangle, np.array_split(steep_rows(40, 55, 2.0, 0), 3), np.array([0, 1, 1]))
+    np.testing.assert_array_equal(np.tril(fold.matrix, -1), 0.0)
+
+
+def moments(rows: Array, y: Array, composition: Array, features: Array) -> Moments:
+    sums = Moments.zeros(rows.shape[1], composition.shape[1])
+    sums.update_rows(rows, y, composition)
+    sums.update_features(features)
+    return sums
+
+
+def test_moments_give_weights_errors_and_scale() -> None:
+    rng = np.random.default_rng(0)
+    rows, y, composition = rng.normal(size=(20, 5)), rng.normal(size=20), rng.random((20, 2))
+    features = rng.normal(size=(60, 5))
+    y[[3, 11]] = np.nan
+    cuts = [0, 6, 6, 13, 20]
+    parts = [
+        moments(rows[a:b], y[a:b], composition[a:b], features[3 * a : 3 * b])
+        for a, b in pairwise(cuts)
+    ]
+
+    def joined(one: Moments, other: Moments) -> Moments:
+        one.add(other)
+        return one
+
+    sums = reduce(joined, parts)
+    assert (sums.n_rows, sums.n_labelled, sums.n_environments) == (20, 18, 60)
+    assert sums.square_norm == pytest.approx((features**2).sum(), rel=1e-13)
+
+    known = ~np.isnan(y)
+    g, baseline = rows[known], np.array([1.5, -0.5])
+    target = y[known] - composition[known] @ baseline
+    mix = np.concatenate([[1.0], -baseline])
+    weights = np.linalg.solve(g.T @ g + 0.1 * np.eye(5), sums.targets @ mix)
+    expected = np.linalg.solve(g.T @ g + 0.1 * np.eye(5), g.T @ target)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    loss = (
+        mix @ sums.products @ mix - 2 * weights @ sums.targets @ mix + weights @ g.T @ g @ weights
+    )
+    assert loss == pytest.approx(((target - g @ weights) ** 2).sum(), rel=1e-12)
