@@ -221,7 +221,7 @@ def _fit(train: _Structures, alpha: float) -> tuple[Factor, int]:
         raise InputError("all features of X_train are 0: they have no scale")
     factor, conditioning = _factorize_rows(rows, alpha * square_norm / float(train.n_atoms.sum()))
     cutoff = conditioning.n_columns * EPS
-    if conditioning.rank == conditioning.n_columns and conditioning.condition * cutoff < 0.1:
+    if conditioning.mu > 0.0 and conditioning.condition * cutoff < 0.1:
         return factor, 0
     eigenvalues = factor.eigenvalues()
     return factor, int(np.count_nonzero(eigenvalues <= cutoff * eigenvalues[0]))

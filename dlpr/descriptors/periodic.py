@@ -44,7 +44,7 @@ def make_periodic(piece: Piece, cutoff: float) -> Piece:
     periodic = np.flatnonzero(piece.pbc)
     vectors = piece.cell[periodic]
     edges = float(np.prod(np.linalg.norm(vectors, axis=1)))
-    volume = float(np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0)))
+    volume = float(np.prod(np.linalg.svd(vectors, compute_uv=False)))
     if not volume > _FLAT * edges:
         raise InputError(
             f"the cell vectors {vectors.tolist()} Å of the {periodic.size} periodic direction(s)"
@@ -54,7 +54,7 @@ def make_periodic(piece: Piece, cutoff: float) -> Piece:
     if periodic.size == 3:
         return piece
     cell = piece.cell.copy()
-    for axis, direction in _open_directions(vectors, periodic):
+    for axis, direction in _open_directions(cell, periodic):
         height = piece.position @ direction
         extent = float(np.ptp(height)) if height.size else 0.0
         cell[axis] = direction * (cutoff * (np.floor(extent / cutoff) + 2.0) * (1.0 + 1e-6))
@@ -62,16 +62,17 @@ def make_periodic(piece: Piece, cutoff: float) -> Piece:
 
 
 def _open_directions(
-    vectors: NDArray[np.float64], periodic: NDArray[np.intp]
+    cell: NDArray[np.float64], periodic: NDArray[np.intp]
 ) -> list[tuple[int, NDArray[np.float64]]]:
-    """Unit vectors orthogonal to the periodic ones and each other, with the axes they belong to."""
+    """Open axes and unit vectors orthogonal to the periodic ones; the cell gets right-handed."""
     if periodic.size == 0:
         return list(enumerate(np.eye(3)))
     if periodic.size == 2:
-        normal = np.cross(vectors[0], vectors[1])
-        return [(3 - int(periodic.sum()), normal / np.linalg.norm(normal))]
-    along = vectors[0] / np.linalg.norm(vectors[0])
+        axis = 3 - int(periodic.sum())
+        normal = np.cross(cell[(axis + 1) % 3], cell[(axis + 2) % 3])
+        return [(axis, normal / np.linalg.norm(normal))]
+    axis = int(periodic[0])
+    along = cell[axis] / np.linalg.norm(cell[axis])
     first = np.cross(along, np.eye(3)[np.argmin(np.abs(along))])
     first /= np.linalg.norm(first)
-    axis = int(periodic[0])
     return [((axis + 1) % 3, first), ((axis + 2) % 3, np.cross(along, first))]

@@ -67,6 +67,11 @@ class Soap:
         self._parameters = json.dumps(self._hypers)
         self._radial = radial_sizes(self._parameters)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the tables of columns, which are quickly made again."""
+        cached = ("columns", "full_columns", "_place", "_properties")
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
+
     @property
     def cutoff(self) -> float:
         """Radius of an environment in Å."""

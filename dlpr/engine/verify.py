@@ -15,7 +15,7 @@ from dlpr.store.files import read_json
 from dlpr.store.folder import StageFolder
 
 _READ_NBYTES = 1 << 20
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     EOFError,
@@ -63,7 +63,7 @@ def _is_whole(path: Path, size: int, check: Any) -> bool:
         if path.stat().st_size != size:
             return False
         found = _member_checksums(path) if isinstance(check, dict) else _chunk_checksum(path, size)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return bool(found == check)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlpr.errors import InputError, JobError
 from dlpr.stages.structures import CHUNK_ROWS, PER_ENVIRONMENT, part_name
@@ -21,7 +22,6 @@ from dlpr.structures.index import FileIndex, index_file
 from dlpr.structures.ingest import Counts, collect
 from dlpr.structures.labels import Reading, reading
 from dlpr.structures.selection import Where, absent_names
-from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
 
 TASK_ATOMS = 1 << 18
 """Atoms that one task reads, but for a frame that has more."""
@@ -134,11 +134,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 def reading_of(settings: Json) -> Reading:
     keys = {label: key for label, key in settings["keys"].items() if key}
-    return replace(
-        reading(keys, type_map=settings["type_map"]),
-        length=LENGTH_UNITS[settings["units"]["length"]],
-        energy=ENERGY_UNITS[settings["units"]["energy"]],
-    )
+    return reading(keys, settings["units"], settings["type_map"])
 
 
 def _write(path: Path, frames: Frames, counts: Counts) -> None:
@@ -172,7 +168,7 @@ _DIMENSION = {
 
 
 def _facts(frames: Frames, counts: Counts) -> Json:
-    has_force = np.isfinite(frames.force).all(axis=1)
+    has_force: NDArray[np.bool_] = np.asarray(np.isfinite(frames.force).all(axis=1))
     n_atoms = np.diff(frames.structure_offset)
     first = frames.structure_offset[:-1]
     return {

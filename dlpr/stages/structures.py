@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -19,11 +19,46 @@ CHUNK_ROWS = 1 << 16
 """Environments per chunk of a structure store."""
 PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
 _CACHED_CHUNKS = 96
+"""Chunks that a process keeps decoded, of all the parts it reads."""
 
 
 def part_name(part: int) -> str:
     """Name of a part below its stage's folder."""
     return f"parts/{part:06d}.zarr"
+
+
+class _Part:
+    """One part of a structure store, its arrays over structures read once."""
+
+    def __init__(self, folder: StageFolder, number: int) -> None:
+        self._folder, self._number = folder, number
+        self._whole: dict[str, NDArray[Any]] = {}
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        name = part_name(self._number)
+        try:
+            return zarr.open_group(str(self._folder.path / name), mode="r")
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise self._folder.corrupt(self._number, name, error) from error
+
+    def names(self, key: str) -> list[str]:
+        """A list of names among the attributes."""
+        return [str(name) for name in cast("list[str]", self._group.attrs[key])]
+
+    def rows(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
+        """Rows of an array, their checksums verified."""
+        try:
+            return np.asarray(cast("Any", self._group[name])[start:stop])
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            place = f"{part_name(self._number)}/{name}"
+            raise self._folder.corrupt(self._number, place, error) from error
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """A whole array over structures."""
+        if name not in self._whole:
+            self._whole[name] = self.rows(name, 0, None)
+        return self._whole[name]
 
 
 class StructureStore:
@@ -51,36 +86,20 @@ class StructureStore:
         self.group_names = tuple(sorted({g for r in receipts for g in r.facts["groups"]}))
         self.structure_offset = np.zeros(self.n_structures + 1, np.int64)
         self.group = np.zeros(self.n_structures, np.int32)
-        for part, receipt in enumerate(receipts):
-            if receipt.facts["n_structures"] == 0:
-                continue
-            rows = slice(edges[part, 0], edges[part + 1, 0])
-            local = self._array(part, "structure_offset")[:]
-            self.structure_offset[rows] = local[:-1] + edges[part, 1]
-            number = [self.group_names.index(name) for name in self._group(part).attrs["groups"]]
-            self.group[rows] = np.asarray(number, np.int32)[self._array(part, "group")[:]]
+        self._parts = [_Part(folder, number) for number in range(folder.n_tasks)]
+        for part, first, stop, start in zip(
+            self._parts, edges[:-1, 0], edges[1:, 0], edges[:-1, 1], strict=True
+        ):
+            if stop > first:
+                number = [self.group_names.index(name) for name in part.names("groups")]
+                self.group[first:stop] = np.asarray(number, np.int32)[part.whole("group")]
+                self.structure_offset[first:stop] = part.whole("structure_offset")[:-1] + start
         self.structure_offset[-1] = self.n_environments
         self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
-        self._group = lru_cache(maxsize=8)(self._group)
-
-    def _group(self, part: int) -> zarr.Group:
-        try:
-            return zarr.open_group(str(self.folder.path / part_name(part)), mode="r")
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise self.folder.corrupt(part, part_name(part), error) from error
-
-    def _array(self, part: int, name: str) -> Any:
-        return self._group(part)[name]
 
     def _read_chunk(self, part: int, name: str, chunk: int) -> NDArray[Any]:
         start = chunk * CHUNK_ROWS
-        return self._checked(part, name, start, start + CHUNK_ROWS)
-
-    def _checked(self, part: int, name: str, start: int, stop: int | None) -> NDArray[Any]:
-        try:
-            return np.asarray(self._array(part, name)[start:stop])
-        except ValueError as error:
-            raise self.folder.corrupt(part, f"{part_name(part)}/{name}", error) from error
+        return self._parts[part].rows(name, start, start + CHUNK_ROWS)
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop`` of an array over environments."""
@@ -98,12 +117,11 @@ class StructureStore:
     def structure(self, name: str, index: int) -> NDArray[Any]:
         """Row ``index`` of an array over structures."""
         part, local = self._locate(index)
-        return self._structures(part, name)[local]  # type: ignore[no-any-return]
+        return np.asarray(self._parts[part].whole(name)[local])
 
     def over_structures(self, name: str) -> NDArray[Any]:
         """A whole array over structures (energy, source_frame, ...)."""
-        parts = [self._structures(p, name) for p in range(len(self._part_structure) - 1)]
-        return np.concatenate(parts)
+        return np.concatenate([part.whole(name) for part in self._parts])
 
     @property
     def symbols(self) -> str:
@@ -129,20 +147,12 @@ class StructureStore:
         """The source file of every structure: index, and file names."""
         names: list[str] = []
         index: list[NDArray[np.int32]] = []
-        for part in range(len(self._part_structure) - 1):
-            here = self._group(part).attrs["source_files"]
+        for part in self._parts:
+            here = part.names("source_files")
             names += [name for name in here if name not in names]
             number = np.asarray([names.index(name) for name in here], np.int32)
-            index.append(number[self._structures(part, "source_file")])
+            index.append(number[part.whole("source_file")])
         return np.concatenate(index), names
-
-    def _structures(self, part: int, name: str) -> NDArray[Any]:
-        key = (part, name, -1)
-        return self._whole(*key)
-
-    @lru_cache(maxsize=64)  # noqa: B019  (stores are few and live as long as their process)
-    def _whole(self, part: int, name: str, _: int) -> NDArray[Any]:
-        return self._checked(part, name, 0, None)
 
     def _locate(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._part_structure, index, side="right")) - 1
@@ -177,7 +187,7 @@ class StructureStore:
 
     def _cut(self, index: int, begin: int, start: int, stop: int, cutoff: float) -> Piece:
         part, local = self._locate(index)
-        rows = slice(*self._structures(part, "bin_offset")[local : local + 2])
+        rows = slice(*self._parts[part].whole("bin_offset")[local : local + 2])
 
         def read(a: int, b: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
             x, y = begin + a, begin + b
@@ -192,7 +202,7 @@ class StructureStore:
             bin_shape=self.structure("bin_shape", index),
             bin_box=self.structure("bin_box", index),
             bin_origin=self.structure("bin_origin", index),
-            bin_range=self._structures(part, "bin_range")[rows],
+            bin_range=self._parts[part].whole("bin_range")[rows],
             cell=self.structure("cell", index),
             pbc=self.structure("pbc", index),
             start=start,

@@ -40,7 +40,10 @@ def create_array(
         return group.create_array(
             name,
             shape=shape,
-            chunks=(max(1, min(chunk_rows, shape[0]) if shape[0] else 1), *(max(1, n) for n in shape[1:])),
+            chunks=(
+                max(1, min(chunk_rows, shape[0]) if shape[0] else 1),
+                *(max(1, n) for n in shape[1:]),
+            ),
             dtype=np.dtype(dtype),
             filters=None,
             compressors=[Crc32cCodec()],

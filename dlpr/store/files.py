@@ -7,9 +7,11 @@ import json
 import os
 import secrets
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +45,34 @@ def explained(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {os.strerror(error.errno)}. Choose another folder with "
                 f"--output, or have its owner grant write permission."
             ) from error
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG):
+            raise StoreError(
+                f"cannot write {path}: {os.strerror(error.errno)}. Finished tasks are kept; look "
+                f"after the disk, the file server or the limit, and run the same command again."
+            ) from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, their names durable."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def look_again(folder: Path) -> None:
+    """Have a network file system forget which names it believes absent from a folder.
+
+    NFS asks the server anew when a folder is opened, and remembers absence until then.
+    """
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except FileNotFoundError:
+        if folder.parent != folder:
+            look_again(folder.parent)
+    except OSError:
+        return
 
 
 def fsync_directory(path: Path) -> None:
@@ -78,7 +107,7 @@ def partial_path(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears under ``path`` when the block ends without an error."""
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         partial = partial_path(path)
         try:
             with partial.open("wb") as file:
@@ -91,15 +120,34 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         fsync_directory(path.parent)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which appears under ``path`` when the block ends without an error."""
+    with explained(path):
+        make_folder(path.parent)
+        partial = partial_path(path)
+        partial.mkdir()
+        try:
+            yield partial
+            fsync_tree(partial)
+            replace_tree(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def replace_tree(partial: Path, target: Path) -> None:
     """Put a finished folder in place by a rename; what was there before is removed."""
-    try:
-        partial.rename(target)
-    except OSError:
+    while True:
+        try:
+            partial.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
         aside = partial_path(target)
-        target.rename(aside)
-        partial.rename(target)
-        shutil.rmtree(aside)
+        with suppress(FileNotFoundError):  # somebody who does the same was quicker
+            target.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
     fsync_directory(target.parent)
 
 
@@ -110,12 +158,30 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Json | None:
-    """JSON of a file; None where there is none or where it is not whole."""
+    """JSON of a file; None where there is none or where it is not whole.
+
+    Raises
+    ------
+    StoreError
+        Where it may not be read.
+    """
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        value = json.loads(_read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {os.strerror(error.errno or 0)}.") from error
     return value if isinstance(value, dict) else None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    look_again(path.parent)  # another host has put a new file in its place
+    return path.read_bytes()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
@@ -134,19 +200,50 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, in
         return {name: archive.NameToInfo[f"{name}.npy"].CRC for name in arrays}
 
 
-def read_arrays(path: Path, names: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
-    """Arrays of a file of `write_arrays`, every byte checked against its CRC-32.
+_DAMAGE = (
+    KeyError,
+    EOFError,
+    NotImplementedError,  # a flag of zipfile's that it does not know
+    RuntimeError,  # the flag "encrypted"
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,  # the flag "compressed"
+)
+"""What zipfile raises, beside ValueError, for a file with flipped bits."""
+
+
+def read_arrays(
+    path: Path, names: tuple[str, ...] | None = None, checks: Mapping[str, int] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Arrays of a file of `write_arrays`, every byte of theirs checked against its CRC-32.
+
+    Parameters
+    ----------
+    path : Path
+    names : tuple of str, optional
+        Read these only, those of them that there are.
+    checks : mapping of str to int, optional
+        What `write_arrays` returned: the file must hold these arrays and no others.
 
     Raises
     ------
-    OSError, ValueError, zipfile.BadZipFile
-        Where the file is absent or damaged.
+    OSError
+        Where the file is absent.
+    ValueError
+        Where it is damaged, or is not the one that was written.
     """
-    with zipfile.ZipFile(path) as archive:
-        found: dict[str, NDArray[Any]] = {}
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            if names is None or name in names:
-                with archive.open(info) as member:
-                    found[name] = np.lib.format.read_array(member, allow_pickle=False)
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if checks is not None and {k: v.CRC for k, v in members.items()} != checks:
+                raise ValueError("its arrays are not those that were written")
+            for name, info in members.items():
+                if names is None or name in names:
+                    with archive.open(info) as member:
+                        found[name] = np.lib.format.read_array(member, allow_pickle=False)
+                        if member.read(1):  # the CRC-32 is compared at the end only
+                            raise ValueError(f"{name} goes on after its last row")
+    except _DAMAGE as error:
+        raise ValueError(str(error)) from error
     return found

@@ -2,8 +2,8 @@
 
 ``work/<stage>-<digest>/plan.json`` says everything that decides a bit of the stage's output: the
 settings and the digests of what it reads. ``receipts/<task>.json`` says that a task is done, and
-counts only while the files it names are there with the sizes it names. Whoever does a task twice
-writes the same bytes twice.
+counts only while it is whole and the files it names are there with the sizes it names. Whoever
+does a task twice writes the same bytes twice.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ from dlpr.store.files import (
     Json,
     canonical_json,
     explained,
+    look_again,
+    make_folder,
     read_arrays,
     read_json,
     write_arrays,
@@ -78,7 +78,7 @@ class StageFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._known: dict[int, Receipt] = {}
+        self._known: dict[int, tuple[object, Receipt]] = {}
 
     @classmethod
     def create(
@@ -112,14 +112,14 @@ class StageFolder:
             "inputs": {name: folder.output_digest() for name, folder in inputs.items()},
             "n_tasks": n_tasks,
         }
-        digest = hashlib.sha256(canonical_json(plan)).hexdigest()[:_DIGEST_LENGTH]
+        digest = _digest(plan)[:_DIGEST_LENGTH]
         folder = cls(work / f"{stage}-{digest}")
+        plan["places"] = {name: one.path.name for name, one in inputs.items()}
         recorded = read_json(folder.path / "plan.json")
-        places = {name: one.path.name for name, one in inputs.items()}
-        if not dry and (recorded is None or recorded.get("places") != places):
+        if not dry and canonical_json(recorded) != canonical_json(plan):
             with explained(folder.path):
-                (folder.path / "receipts").mkdir(parents=True, exist_ok=True)
-            write_json(folder.path / "plan.json", {**plan, "places": places})
+                make_folder(folder.path / "receipts")
+            write_json(folder.path / "plan.json", plan)
         return folder
 
     @cached_property
@@ -163,20 +163,22 @@ class StageFolder:
 
     def receipt(self, task: int) -> Receipt | None:
         """The receipt of a task, or None while the task is to be done."""
-        if task not in self._known:
-            found = read_json(self._receipt_path(task))
-            if found is None or set(found) != {"task", "files", "facts", "cost"}:
+        path = self._receipt_path(task)
+        state = _state(path)
+        if state is None:
+            return None
+        if task not in self._known or self._known[task][0] != state:
+            found = read_json(path)
+            if found is None or found.pop("digest", None) != _digest(found):
                 return None
-            self._known[task] = Receipt(**found)
-        receipt = self._known[task]
-        for name, (size, _) in receipt.files.items():
-            if _size(self.path / name) != size:
-                del self._known[task]
-                return None
-        return receipt
+            self._known[task] = state, Receipt(**found)
+        receipt = self._known[task][1]
+        whole = all(_size(self.path / name) == size for name, (size, _) in receipt.files.items())
+        return receipt if whole else None
 
     def receipts(self) -> list[Receipt]:
         """All receipts of a finished stage, in task order."""
+        look_again(self.path / "receipts")
         found = [self.receipt(task) for task in range(self.n_tasks)]
         lacking = [task for task, receipt in enumerate(found) if receipt is None]
         if lacking:
@@ -188,24 +190,27 @@ class StageFolder:
 
     def missing(self) -> list[int]:
         """Tasks without a valid receipt."""
+        look_again(self.path / "receipts")
         return [task for task in range(self.n_tasks) if self.receipt(task) is None]
 
-    def write_receipt(self, task: int, files: Mapping[str, Any], facts: Json, cost: Json) -> Receipt:
+    def write_receipt(
+        self, task: int, files: Mapping[str, Any], facts: Json, cost: Json
+    ) -> Receipt:
         """Say that a task is done; its data must be durable already."""
         sizes = {name: [(self.path / name).stat().st_size, check] for name, check in files.items()}
-        receipt = Receipt(task, sizes, facts, cost)
-        write_json(self._receipt_path(task), receipt.__dict__)
-        return receipt
+        record: Json = json.loads(canonical_json(asdict(Receipt(task, sizes, facts, cost))))
+        write_json(self._receipt_path(task), {**record, "digest": _digest(record)})
+        return Receipt(**record)
 
     def withdraw(self, task: int) -> None:
         """Make a task undone."""
-        self._known.pop(task, None)
-        self._receipt_path(task).unlink(missing_ok=True)
+        with explained(self._receipt_path(task)):
+            self._receipt_path(task).unlink(missing_ok=True)
 
     def output_digest(self) -> str:
         """Digest of what a finished stage has put out: the same data, the same digest."""
         receipts = [[r.task, r.files, r.facts] for r in self.receipts()]
-        return hashlib.sha256(canonical_json([self.stage, receipts])).hexdigest()
+        return _digest([self.stage, receipts])
 
     # parts --------------------------------------------------------------------------------
 
@@ -225,10 +230,14 @@ class StageFolder:
         CorruptPartError
         """
         wanted = None if names is None else tuple(names)
+        name = self._part_name(task)
+        receipt = self.receipt(task)
+        if receipt is None:
+            raise self.corrupt(task, name, "it has no valid receipt")
         try:
-            return read_arrays(self.path / self._part_name(task), wanted)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise self.corrupt(task, self._part_name(task), error) from error
+            return read_arrays(self.path / name, wanted, receipt.files[name][1])
+        except (OSError, ValueError) as error:
+            raise self.corrupt(task, name, error) from error
 
     def corrupt(self, task: int, name: str, error: object) -> CorruptPartError:
         """The error that says that a task's data are not what its receipt says."""
@@ -240,16 +249,29 @@ class StageFolder:
         )
 
 
+def _digest(value: object) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
 def _size(path: Path) -> int:
-    """Size of a file; -1 where there is none. Tried again, for file systems that cache names."""
-    for pause in (0.0, 0.05):
+    """Size of a file; -1 where there is none, which a network file system is asked twice."""
+    for _ in range(2):
         try:
             return os.stat(path).st_size  # noqa: PTH116
         except FileNotFoundError:
-            time.sleep(pause)
+            look_again(path.parent)
         except OSError:
-            return -1
+            break
     return -1
+
+
+def _state(path: Path) -> object:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def folders(work: Path) -> list[StageFolder]:

@@ -8,17 +8,15 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-import ase.units
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from dlpr.errors import InputError, JobError
+from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
 
 LABELS = ("energy", "forces", "stress", "virial")
-_LENGTHS = ("Ang", "Angstrom", "nm", "Bohr", "m")
-_ENERGIES = ("eV", "Hartree", "Ha", "Rydberg", "Ry", "kcal", "kJ", "J")
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 """Places of xx, yy, zz, yz, xz, xy in the full matrix."""
 _Mapping = Mapping[Any, Any]
@@ -51,7 +49,7 @@ def reading(
         Names of entries of ``info`` or ``arrays`` for any of energy, forces, stress, virial.
         A virial gives the stress ``-virial / volume``.
     units : mapping
-        ``length`` and ``energy``: names of constants in ``ase.units``, such as ``Bohr``,
+        ``length`` and ``energy``: keys of the tables in `dlpr.units`, such as ``bohr``,
         ``Hartree``, ``kcal/mol``. Everything read is converted, ASE's own results too.
     type_map : mapping
         Species symbol of each type number. It applies to the array ``type`` of a frame or,
@@ -75,8 +73,10 @@ def reading(
         types[int(number)] = atomic_numbers[_known(symbol, tuple(atomic_numbers)[1:], "type_map")]
     return Reading(
         keys={str(label): str(name) for label, name in keys.items()},
-        length=_unit(units.get("length", "Ang"), _LENGTHS, "length"),
-        energy=_unit(units.get("energy", "eV"), _ENERGIES, "energy"),
+        length=LENGTH_UNITS[
+            _known(units.get("length", "angstrom"), tuple(LENGTH_UNITS), "units: length")
+        ],
+        energy=ENERGY_UNITS[_known(units.get("energy", "eV"), tuple(ENERGY_UNITS), "units: energy")],
         types=types,
     )
 
@@ -87,13 +87,6 @@ def _known(name: object, names: tuple[str, ...], where: str) -> str:
     close = get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"nearest: '{close[0]}'" if close else f"known: {', '.join(names[:20])}"
     raise JobError(f"{where}: '{name}' is not known; {hint}; correct it in the job")
-
-
-def _unit(name: object, names: tuple[str, ...], quantity: str) -> float:
-    per_mole = str(name).endswith("/mol") and quantity == "energy"
-    constant = _known(str(name)[:-4] if per_mole else name, names, f"units: {quantity}")
-    value = float(getattr(ase.units, constant))
-    return value / float(ase.units.mol) if per_mole else value
 
 
 def find_entry(atoms: Atoms, name: str) -> Any:

@@ -90,7 +90,7 @@ def test_all_routes_agree_and_reload(shape: tuple[int, int]) -> None:
         factor, stated = solve(rows, 1e-3, route)
         np.testing.assert_allclose(factor.rigidity(tests), expected, rtol=1e-11)
         np.testing.assert_allclose(factor.eigenvalues(), spectrum, rtol=1e-11)
-        assert (stated.rank, stated.n_rows, stated.n_columns) == (shape[1], *shape)
+        assert (stated.rank, stated.n_rows, stated.n_columns) == (min(shape), *shape)
         reloaded = load_factor(factor.to_arrays())
         assert type(reloaded) is type(factor)
         np.testing.assert_array_equal(reloaded.rigidity(tests), factor.rigidity(tests))
@@ -231,13 +231,15 @@ def test_without_data(route: str) -> None:
 
 
 def test_rank_report_with_regularizer() -> None:
-    """mu below the square of what eps resolves: seen by QR's rank, still solved."""
+    """The rank is that of the data; fewer directions outweigh the regularizer."""
     rows = steep_rows(30, 20, 3.0, seed=9)[:, :15] @ np.eye(15, 20)
-    _, stated = solve(rows, 1e-29, "qr")
-    assert stated.rank == 15
-    assert stated.rank_rtol == 30 * EPS
-    _, stated = solve(rows, 1e-20, "qr")
-    assert stated.rank == 20
+    data = np.linalg.svd(rows)[1] ** 2
+    for mu in (1e-29, 1e-20, 1e-4):
+        _, stated = solve(rows, mu, "qr")
+        assert stated.rank == 15
+        assert stated.rank_rtol == 30 * EPS
+        assert stated.n_determined == np.count_nonzero(data[:15] > mu)
+    assert stated.n_determined < 15
 
 
 @pytest.mark.parametrize("mu", [1e-34, 1e-100, 1e-320])

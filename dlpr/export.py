@@ -1,0 +1,427 @@
+"""A finished result for other programs: extended xyz, chemiscope, CSV, Parquet.
+
+Structures go out as they came in, in the order of their source files, atoms in the source's order,
+with the rigidities of their environments.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import zarr
+from ase import Atoms
+from ase.io.extxyz import output_column_format
+from numpy.typing import NDArray
+
+from dlpr.errors import CorruptPartError, InputError, JobError, StoreError
+from dlpr.handles import Result
+from dlpr.stages.result import QUANTILES
+from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.store.files import Json, atomic_file
+from dlpr.store.folder import StageFolder
+
+SUFFIXES = {
+    ".extxyz": "extxyz",
+    ".xyz": "extxyz",
+    ".json": "chemiscope",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+"""Formats by the suffix of a file, which ``.gz`` may follow (but for Parquet)."""
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+CHEMISCOPE_ATOMS = 100_000
+"""Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
+_BLOCK_ROWS = 1 << 16
+_comment_format: Callable[..., Any] = output_column_format
+
+PathLike = str | os.PathLike[str]
+
+
+def export(
+    output: PathLike,
+    to: PathLike,
+    name: str | None = None,
+    format: str | None = None,
+    structures: slice | str | None = None,
+) -> Path:
+    """Write a result, or one set of it, for another program.
+
+    Parameters
+    ----------
+    output : path
+        The output folder of a finished run.
+    to : path
+        The file, which appears when it is whole and replaces what was there.
+    name : str, optional
+        A test set. Needed for structures where the result has several; a summary then has all.
+    format : str, optional
+        "extxyz", "chemiscope", "csv" or "parquet"; the suffix of ``to`` says it otherwise.
+    structures : slice or str, optional
+        Which structures of the set: ``slice(0, 10)``, ``"0:10"``, ``"::5"``, ``"-1"``.
+
+    Returns
+    -------
+    Path
+        ``to``, absolute.
+
+    Raises
+    ------
+    JobError
+        For a format, a set or structures that there are not.
+    InputError
+        For more atoms than chemiscope can show.
+    StoreError
+        If there is no result, or it is damaged.
+
+    Notes
+    -----
+    Extended xyz has the columns ``lpr`` and ``prior_ratio`` (`inf` where the rigidity is infinite)
+    with all digits, and ``forces`` where there are; in its comment ``structure_pr``, ``group``,
+    ``source_file``, ``source_frame``, and ``energy`` and ``stress`` where there are. It is written
+    structure by structure.
+    """
+    target = Path(to).absolute()
+    kind = _format_of(target, format)
+    result = Result(Path(output))
+    if name is not None and name not in result.sets:
+        raise JobError(f"{result.path} has no set {name!r}; it has: {', '.join(result.sets)}.")
+    if kind in _TABLES:
+        if structures is not None:
+            raise JobError(f"a {kind} file is a summary of whole sets; leave --structures out.")
+        rows = _summary_rows(result, name)
+        with _opened(target) as file:
+            _TABLES[kind](file, rows)
+        return target
+    with _explained(result):
+        of_set = _SetStructures(result, _only_set(result, name))
+        chosen = _choose(structures, of_set.n_structures)
+        if kind == "chemiscope":
+            of_set.check_chemiscope(chosen)
+        with _opened(target) as file:
+            _STRUCTURES[kind](file, of_set, chosen)
+    return target
+
+
+def _format_of(path: Path, format: str | None) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    found = format or SUFFIXES.get("".join(suffixes[-2:-1] if packed else suffixes[-1:]))
+    if found not in FORMATS:
+        what = f"the format {format!r}" if format else f"the suffix of {path.name}"
+        raise JobError(
+            f"{what} is none that dlpr writes. Name one of the formats {', '.join(FORMATS)} "
+            f"(--format), or a file that ends in {', '.join(SUFFIXES)}; .gz may follow."
+        )
+    if packed and found == "parquet":
+        raise JobError(f"{path.name}: Parquet is compressed inside; leave .gz out of the name.")
+    return found
+
+
+def _only_set(result: Result, name: str | None) -> str:
+    if name is None and len(result.sets) != 1:
+        raise JobError(
+            f"{result.path} has {len(result.sets)} sets; a file of structures holds 1. Say which "
+            f"with --set: {', '.join(result.sets)}."
+        )
+    return name or result.sets[0]
+
+
+def _choose(structures: slice | str | None, n_structures: int) -> range:
+    """The structures that are asked for.
+
+    Raises
+    ------
+    JobError
+        If there are none of them.
+    """
+    if isinstance(structures, str):
+        try:
+            numbers = [int(part) if part.strip() else None for part in structures.split(":")]
+            if len(numbers) == 1 and numbers[0] is not None:
+                first = numbers[0]
+                numbers = [first, first + 1 if first != -1 else None]
+            structures = slice(*numbers)
+            found = range(n_structures)[structures]
+        except (ValueError, TypeError):
+            raise JobError(
+                f"structures {structures!r} is no number and no slice; write e.g. 0:10, ::5 or 7."
+            ) from None
+    else:
+        found = range(n_structures)[structures or slice(None)]
+    if len(found) == 0:
+        raise JobError(
+            f"structures {structures} are 0 of the set's {n_structures}; at least 1 is needed. "
+            f"They are numbered from 0 to {n_structures - 1}."
+        )
+    return found
+
+
+@contextmanager
+def _explained(result: Result) -> Iterator[None]:
+    """Say what to do about a damaged part: an export mends nothing."""
+    try:
+        yield
+    except CorruptPartError as error:
+        what = str(error).split(" Run the same", maxsplit=1)[0]
+        receipt = Path(error.folder) / "receipts" / f"{error.task:06d}.json"
+        raise StoreError(
+            f"{what} Remove {receipt}, and `dlpr work {result.output}` does this task anew."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears when it is whole, compressed if it is to end in ``.gz``."""
+    with ExitStack() as stack:
+        file = stack.enter_context(atomic_file(path))
+        if path.suffix.lower() == ".gz":
+            packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
+            file = cast(BinaryIO, stack.enter_context(packed))
+        yield file
+
+
+# structures -------------------------------------------------------------------------------------
+
+
+class _SetStructures:
+    """The structures of one set of a result, with their rigidities, one at a time."""
+
+    def __init__(self, result: Result, name: str) -> None:
+        path = result.path.resolve().parent
+        if not (path / "plan.json").exists():
+            raise StoreError(
+                f"{result.path} lies apart from the structures that it was computed from (there is "
+                f"no {path / 'plan.json'}). Export from the run's own output folder; csv and "
+                f"parquet need the result alone."
+            )
+        self.name = name
+        self._folder = StageFolder(path)
+        rigidity = self._folder.input(name)
+        self._task = self._folder.settings["sets"].index(name)
+        self._store: StructureStore = open_structures(rigidity.input("structures"))
+        group = result.open(name)
+        self._lpr = self._column(group, "environment_lpr")
+        self._ratio = self._column(group, "environment_prior_ratio")
+        self._pr = self._column(group, "structure_pr")
+        self._source_file, self._source_files = self._store.sources()
+        # a part without any force has no array of forces
+        receipts = self._store.folder.receipts()
+        counts = [receipt.facts["n_structures"] for receipt in receipts]
+        self._has_forces = np.repeat([r.facts["labels"]["forces"] > 0 for r in receipts], counts)
+        hypers = rigidity.settings["features"]["descriptor"]
+        self.cutoff = float(hypers.get("soap", {}).get("cutoff", {}).get("radius", 3.5))
+
+    def _column(self, group: zarr.Group, name: str) -> _Rows:
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+
+        def damaged(error: object) -> CorruptPartError:
+            return self._folder.corrupt(self._task, f"{self.name}/{name}", error)
+
+        return _Rows(array, damaged)
+
+    @property
+    def n_structures(self) -> int:
+        return self._store.n_structures
+
+    def group(self, index: int) -> str:
+        return str(self._store.group_names[self._store.group[index]])
+
+    def structure_pr(self, index: int) -> float:
+        return float(self._pr.read(index, index + 1)[0])
+
+    def n_atoms(self, chosen: range) -> int:
+        return int(np.diff(self._store.structure_offset)[np.asarray(chosen)].sum())
+
+    def check_chemiscope(self, chosen: range) -> None:
+        """Refuse more atoms than chemiscope can show.
+
+        Raises
+        ------
+        InputError
+        """
+        n_atoms = self.n_atoms(chosen)
+        if n_atoms > CHEMISCOPE_ATOMS:
+            raise InputError(
+                f"{self.name}: the {len(chosen)} structures have {n_atoms} atoms; chemiscope shows "
+                f"up to {CHEMISCOPE_ATOMS}. Choose some with --structures (such as 0:10 or ::5), "
+                f"or write extxyz for OVITO."
+            )
+
+    def frame(self, index: int) -> Any:
+        """One structure in its source's order of atoms, rigidities among its arrays."""
+        store = self._store
+        start, stop = (int(edge) for edge in store.structure_offset[index : index + 2])
+        # ``stored[atom]`` is the stored row of an atom of the source frame
+        stored = np.argsort(store.read("source_atom", start, stop), kind="stable")
+        atoms: Any = Atoms(
+            numbers=store.read("species", start, stop)[stored],
+            positions=store.read("position", start, stop)[stored],
+            cell=store.structure("cell", index),
+            pbc=store.structure("pbc", index),
+        )
+        # rigidity.zarr has the source's order already
+        atoms.set_array("lpr", self._lpr.read(start, stop))
+        atoms.set_array("prior_ratio", self._ratio.read(start, stop))
+        if self._has_forces[index]:
+            forces = store.read("force", start, stop)[stored]
+            if np.isfinite(forces).all():
+                atoms.set_array("forces", forces)
+        for label in ("energy", "stress"):
+            value = store.structure(label, index)
+            if np.isfinite(value).all():
+                atoms.info[label] = float(value) if value.ndim == 0 else value
+        atoms.info["structure_pr"] = self.structure_pr(index)
+        atoms.info["group"] = self.group(index)
+        atoms.info["source_file"] = self._source_files[self._source_file[index]]
+        atoms.info["source_frame"] = int(store.structure("source_frame", index))
+        return atoms
+
+
+class _Rows:
+    """Rows of a Zarr array, of which one chunk is held."""
+
+    def __init__(
+        self, array: zarr.Array[Any], damaged: Callable[[object], CorruptPartError]
+    ) -> None:
+        self._array, self._damaged = array, damaged
+        self._size = array.chunks[0]
+        self._chunk, self._held = -1, np.empty(0)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        found = [np.empty(0)]
+        while start < stop:
+            chunk, row = divmod(start, self._size)
+            if chunk != self._chunk:
+                self._held, self._chunk = self._read_chunk(chunk), chunk
+            found.append(self._held[row : row + stop - start])
+            start += len(found[-1])
+        return np.concatenate(found)
+
+    def _read_chunk(self, chunk: int) -> NDArray[np.float64]:
+        try:
+            rows = self._array[chunk * self._size : (chunk + 1) * self._size]
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+        return np.asarray(rows, np.float64)
+
+
+def _write_extxyz(file: BinaryIO, of_set: _SetStructures, chosen: range) -> None:
+    for index in chosen:
+        for text in _extxyz(of_set.frame(index)):
+            file.write(text.encode())
+
+
+def _extxyz(atoms: Any) -> Iterator[str]:
+    """One frame, a block of rows at a time, every number with all its digits.
+
+    ASE's own rows have 8 decimals, in which most rigidities would be lost.
+    """
+    symbols = np.array(atoms.get_chemical_symbols())
+    floats = [name for name in ("lpr", "prior_ratio", "forces") if name in atoms.arrays]
+    arrays = {"symbols": symbols, **{name: atoms.arrays[name] for name in ("positions", *floats)}}
+    comment = _comment_format(atoms, list(arrays), arrays)[0]
+    yield f"{len(atoms)}\n{comment}\n"
+    numbers = np.column_stack([array for name, array in arrays.items() if name != "symbols"])
+    row = "%-2s" + " %r" * numbers.shape[1] + "\n"
+    for start in range(0, len(atoms), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        pairs = zip(symbols[block].tolist(), numbers[block].tolist(), strict=True)
+        yield "".join(row % (symbol, *values) for symbol, values in pairs)
+
+
+def _write_chemiscope(file: BinaryIO, of_set: _SetStructures, chosen: range) -> None:
+    import chemiscope
+
+    scope: Any = chemiscope
+    frames = [of_set.frame(index) for index in chosen]
+    lpr = np.concatenate([frame.arrays["lpr"] for frame in frames])
+    with np.errstate(divide="ignore"):
+        values = {
+            "lpr": ("atom", lpr, "local prediction rigidity of the environment"),
+            "log10 lpr": ("atom", np.log10(lpr), "its decimal logarithm"),
+            "pr": (
+                "structure",
+                np.array([frame.info["structure_pr"] for frame in frames]),
+                "prediction rigidity of the structure, in the model's own convention",
+            ),
+        }
+    properties: Json = {
+        name: {"target": target, "values": _finite(array), "description": description}
+        for name, (target, array, description) in values.items()
+    }
+    properties["group"] = {
+        "target": "structure",
+        "values": [str(frame.info["group"]) for frame in frames],
+    }
+    data = scope.create_input(
+        frames,
+        properties=properties,
+        environments=scope.all_atomic_environments(frames, of_set.cutoff),
+    )
+    data["meta"]["name"] = of_set.name
+    text = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+    json.dump(data, text)
+    text.detach()
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN for what is infinite: chemiscope reads NaN, and no infinity."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+_STRUCTURES: dict[str, Callable[[BinaryIO, _SetStructures, range], None]] = {
+    "extxyz": _write_extxyz,
+    "chemiscope": _write_chemiscope,
+}
+
+
+# summaries --------------------------------------------------------------------------------------
+
+
+def _summary_rows(result: Result, name: str | None) -> list[Json]:
+    """The summary flat: a row per set, group and species; quantiles in columns, by per cent."""
+    rows = []
+    for of_set in result.sets if name is None else [name]:
+        for row in result.summary[of_set]:
+            flat: Json = {"set": of_set}
+            for key, value in row.items():
+                if key in ("lpr", "prior_ratio"):
+                    values = [None] * len(QUANTILES) if value is None else value
+                    names = [f"{key}_q{round(100 * q):03d}" for q in QUANTILES]
+                    flat |= dict(zip(names, values, strict=True))
+                else:
+                    flat[key] = value
+            rows.append(flat)
+    return rows
+
+
+def _write_csv(file: BinaryIO, rows: list[Json]) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    text.detach()
+
+
+def _write_parquet(file: BinaryIO, rows: list[Json]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    arrow: Any = pyarrow
+    arrow.parquet.write_table(arrow.Table.from_pylist(rows), file)
+
+
+_TABLES: dict[str, Callable[[BinaryIO, list[Json]], None]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+}
