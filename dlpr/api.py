@@ -12,7 +12,7 @@ from dlpr.engine.cluster import LocalSpec
 from dlpr.engine.events import Listener
 from dlpr.engine.executors import DaskExecutor, EmbeddedExecutor, Executor, WorkExecutor
 from dlpr.engine.output import read_job, write_job
-from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.pipeline import Pipeline, check_job
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
 from dlpr.job import Job, load_job
@@ -24,7 +24,13 @@ JobLike = Job | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def open_job(job: JobLike, output: str | os.PathLike[str] | None = None) -> Job:
-    """A job from a file, a mapping or a `Job`, its output folder replaced where one is given."""
+    """A job from a file, a mapping or a `Job`, its output folder replaced where one is given.
+
+    Raises
+    ------
+    JobError
+        If it cannot be used, as far as that shows without its data.
+    """
     if isinstance(job, Mapping):
         job = Job.from_dict(job)
     elif not isinstance(job, Job):
@@ -32,6 +38,7 @@ def open_job(job: JobLike, output: str | os.PathLike[str] | None = None) -> Job:
     if output is not None:
         base = job.base
         job = Job.from_dict({**job.resolved(), "output": str(Path(output).absolute())}, base=base)
+    check_job(job)
     return job
 
 

@@ -94,6 +94,8 @@ def export(
     result = Result(Path(output))
     if name is not None and name not in result.sets:
         raise JobError(f"{result.path} has no set {name!r}; it has: {', '.join(result.sets)}.")
+    if target.is_dir():
+        raise JobError(f"{target} is a folder; give the name of a file.")
     if kind in _TABLES:
         if structures is not None:
             raise JobError(f"a {kind} file is a summary of whole sets; leave --structures out.")
@@ -143,26 +145,31 @@ def _choose(structures: slice | str | None, n_structures: int) -> range:
     JobError
         If there are none of them.
     """
-    if isinstance(structures, str):
-        try:
-            numbers = [int(part) if part.strip() else None for part in structures.split(":")]
-            if len(numbers) == 1 and numbers[0] is not None:
-                first = numbers[0]
-                numbers = [first, first + 1 if first != -1 else None]
-            structures = slice(*numbers)
-            found = range(n_structures)[structures]
-        except (ValueError, TypeError):
-            raise JobError(
-                f"structures {structures!r} is no number and no slice; write e.g. 0:10, ::5 or 7."
-            ) from None
-    else:
-        found = range(n_structures)[structures or slice(None)]
+    if isinstance(structures, slice):
+        structures = ":".join(
+            "" if edge is None else str(edge)
+            for edge in (structures.start, structures.stop, structures.step)
+        )
+    try:
+        numbers = [int(edge) if edge.strip() else None for edge in (structures or ":").split(":")]
+        found = range(n_structures)[slice(*_of_one(numbers))]
+    except (ValueError, TypeError):
+        raise JobError(
+            f"structures {structures!r} is no number and no slice; write e.g. 0:10, ::5 or 7."
+        ) from None
     if len(found) == 0:
         raise JobError(
-            f"structures {structures} are 0 of the set's {n_structures}; at least 1 is needed. "
+            f"structures {structures!r} are 0 of the set's {n_structures}; at least 1 is needed. "
             f"They are numbered from 0 to {n_structures - 1}."
         )
     return found
+
+
+def _of_one(numbers: list[int | None]) -> list[int | None]:
+    """The slice of a single number; a slice as it is."""
+    if len(numbers) > 1 or numbers[0] is None:
+        return numbers
+    return [numbers[0], None if numbers[0] == -1 else numbers[0] + 1]
 
 
 @contextmanager
@@ -369,6 +376,9 @@ def _write_chemiscope(file: BinaryIO, of_set: _SetStructures, chosen: range) -> 
         environments=scope.all_atomic_environments(frames, of_set.cutoff),
     )
     data["meta"]["name"] = of_set.name
+    data["settings"] = {"target": "atom"}
+    if np.isfinite(properties["log10 lpr"]["values"]).any():
+        data["settings"]["structure"] = [{"color": {"property": "log10 lpr"}}]
     text = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
     json.dump(data, text)
     text.detach()
@@ -393,14 +403,11 @@ def _summary_rows(result: Result, name: str | None) -> list[Json]:
     rows = []
     for of_set in result.sets if name is None else [name]:
         for row in result.summary[of_set]:
-            flat: Json = {"set": of_set}
-            for key, value in row.items():
-                if key in ("lpr", "prior_ratio"):
-                    values = [None] * len(QUANTILES) if value is None else value
-                    names = [f"{key}_q{round(100 * q):03d}" for q in QUANTILES]
-                    flat |= dict(zip(names, values, strict=True))
-                else:
-                    flat[key] = value
+            flat: Json = {"set": of_set, "group": row["group"], "species": row["species"]}
+            flat |= {key: row[key] for key in sorted(row) if key.startswith("n_")}
+            for key in ("lpr", "prior_ratio"):
+                names = [f"{key}_q{round(100 * q):03d}" for q in QUANTILES]
+                flat |= dict(zip(names, row[key] or [None] * len(names), strict=True))
             rows.append(flat)
     return rows
 

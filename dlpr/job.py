@@ -251,6 +251,13 @@ class Job(_Section):
 
     _base: Path = pydantic.PrivateAttr(default_factory=Path.cwd)
 
+    @pydantic.field_validator("test")
+    @classmethod
+    def _keep_train(cls, sets: dict[str, SetSpec | str]) -> dict[str, SetSpec | str]:
+        if isinstance(sets.get("train"), SetSpec):
+            raise ValueError("the set train is the training set; give these files another name")
+        return sets
+
     @property
     def base(self) -> Path:
         """Absolute folder that relative paths of the job start from."""

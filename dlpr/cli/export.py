@@ -10,9 +10,12 @@ FORMATS = ("extxyz", "chemiscope", "csv", "parquet")
 
 
 @click.command(
-    epilog="Examples:  dlpr export results --set film --to film.extxyz.gz    "
-    "dlpr export results --set film --structures 0:10 --to film.json.gz    "
-    "dlpr export results --to summary.csv"
+    epilog="""\b
+    Examples:
+      dlpr export results --set film --to film.extxyz.gz
+      dlpr export results --set film --structures 0:10 --to film.json.gz
+      dlpr export results --to summary.csv
+    """
 )
 @click.argument("output", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--set", "name", help="A test set; needed for structures if there are several.")

@@ -46,9 +46,11 @@ def status(folder: Path, verify: bool) -> None:
     read_job(folder)
     console = Console()
     rows = []
+    any_damaged = False
     for state in stage_states(folder):
         done = state.folder.n_tasks - len(state.missing)
         damaged = damaged_tasks(state.folder) if verify else []
+        any_damaged |= bool(damaged)
         missing = ", ".join(map(str, state.missing[:8])) + (" ..." if state.missing[8:] else "")
         rows.append(
             [
@@ -62,6 +64,10 @@ def status(folder: Path, verify: bool) -> None:
         )
     columns = ("stage", "in use", "missing tasks", "damaged tasks", "done", "data")
     show(console, TextTable(str(folder), columns, 4, rows))
+    if any_damaged:
+        console.print(
+            "damaged tasks are done anew by the next run that reads them", highlight=False
+        )
     console.print(owner_of(folder), highlight=False, soft_wrap=True)
 
 
@@ -80,7 +86,7 @@ def clean(folder: Path) -> None:
 @click.command(epilog="Example:  dlpr info results    or    dlpr info results/rigidity.zarr")
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 def info(store: Path) -> None:
-    """Say what is in STORE (an output folder, a stage's folder, a Zarr store) and how it was made."""
+    """Say what is in STORE (an output folder, a stage, a Zarr store) and how it was made."""
     from dlpr.engine.describe import describe_store
 
     title, rows, record = describe_store(store)

@@ -44,7 +44,8 @@ class ProgressLines:
 
     def __call__(self, event: Event) -> None:
         if event.kind == "note":
-            self._console.print(f"note: {event.text}", highlight=False, markup=False)
+            text = f"note: {event.text}"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif event.kind == "stage" and event.n_done < event.n_tasks:
             self._bars[event.stage] = self._progress.add_task(event.stage, total=event.n_tasks)
             if event.text.startswith("changed"):

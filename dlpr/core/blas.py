@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import scipy.linalg.blas  # noqa: F401  (loads SciPy's BLAS beside NumPy's, so that both are seen)
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 
 def blas_kernel() -> str:
-    """Library, version and kernel of every BLAS in this process, e.g. ``openblas 0.3.30 Haswell``."""
+    """Library, version and kernel of every BLAS in this process: ``openblas 0.3.30 Haswell``."""
     found = {
         " ".join(
             str(info[key])
@@ -23,9 +25,31 @@ def blas_kernel() -> str:
     return "; ".join(sorted(found)) or "unknown"
 
 
-def blas_threads(n_threads: int) -> AbstractContextManager[object]:
-    """Run a block with a fixed number of BLAS threads."""
-    return threadpool_limits(n_threads, user_api="blas")
+_change = threading.Condition()
+_running: list[int] = []
+_limits: list[threadpool_limits] = []
+
+
+@contextmanager
+def blas_threads(n_threads: int) -> Iterator[None]:
+    """Run a block with a fixed number of BLAS threads; blocks may not be nested.
+
+    The number is the whole process's. Threads that ask for the same number run side by side, and
+    the last of them gives the process its own number back; who asks for another one waits.
+    """
+    with _change:
+        _change.wait_for(lambda: set(_running) <= {n_threads})
+        if not _running:
+            _limits.append(threadpool_limits(n_threads, user_api="blas"))
+        _running.append(n_threads)
+    try:
+        yield
+    finally:
+        with _change:
+            _running.pop()
+            if not _running:
+                _limits.pop().restore_original_limits()
+                _change.notify_all()
 
 
 def kernel_environment(kernel: str) -> dict[str, str]:

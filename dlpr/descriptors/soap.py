@@ -21,7 +21,7 @@ BATCH = 1024
 """Atoms per call of featomic, which holds several times the features of what it works on."""
 
 # Behind `Soap.compute_nbytes`, measured with featomic 0.6.7 as the growth of VmHWM in fresh
-# processes: C, Mo, InP and CHO, 1 to 13,824 centres, 20 to 13,824 atoms, 50 to 1,026 columns.
+# processes: C, Mo, InP and CHO, 1 to 13,824 centres, 21 to 13,824 atoms, 6 to 1,026 columns.
 _MARGIN = 1.2
 _CALL_NBYTES = 16 * 2**20
 _ATOM_NBYTES = 1000

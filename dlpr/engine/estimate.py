@@ -16,8 +16,10 @@ from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.ingest import load_index, reading_of
 from dlpr.stages.structures import CHUNK_ROWS
+from dlpr.structures.checks import check_record
 from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record, read_frames
+from dlpr.structures.selection import Where, frame_values
 from dlpr.units import format_bytes
 
 SAMPLED_FILES = 64
@@ -155,6 +157,11 @@ def _look(steps: Pipeline, name: str) -> tuple[SetSize, list[Record]]:
         if number < SAMPLED_FILES:
             frames = np.unique(file.selected[np.linspace(0, len(n_atoms) - 1, 8).astype(int)])
             sample += read_frames(file, frames.tolist(), reading_of(selection))
+    if selection["where"]:
+        where = Where(selection["where"])
+        sample = [record for record in sample if where(frame_values(record))] or sample
+    for record in sample:
+        check_record(record, selection["minimum_distance"])
     volumes = [(len(r.number), abs(np.linalg.det(r.cell))) for r in sample if r.pbc.all()]
     density = max((n / volume for n, volume in volumes), default=0.0)
     return SetSize(n_structures, n_environments, largest, density), sample

@@ -63,5 +63,6 @@ class EventLog:
 
     def __call__(self, event: Event) -> None:
         record = {"time": time.time(), **asdict(event)}
-        with explained(self.path), self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        line = json.dumps(record).encode() + b"\n"
+        with explained(self.path), self.path.open("ab", buffering=0) as file:
+            file.write(line)  # in one call, so that lines of several writers stay whole

@@ -6,20 +6,31 @@ import os
 import secrets
 import time
 from asyncio import CancelledError as AsyncCancelledError
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from dlpr.core.blas import blas_kernel, kernel_environment
-from dlpr.engine.cluster import LocalSpec, start_local
-from dlpr.errors import ClusterError, OwnerError, ResourceError
+from dlpr.engine.cluster import ALLOWED_FAILURES, LocalSpec, start_local
+from dlpr.errors import ClusterError, ResourceError
 from dlpr.stages.tasks import run_task
+from dlpr.store.files import look_again
 from dlpr.store.folder import Receipt, StageFolder
-from dlpr.store.lease import PATIENCE, Lease
+from dlpr.store.lease import Lease
 from dlpr.units import format_bytes
 
 _WINDOW = 4
 """Tasks that wait at the scheduler per thread; the rest wait here."""
+_LOOK = 5.0
+"""Seconds after which the workers are counted again: they may have become more."""
+_FIRST_WORKER = 60.0
+"""Seconds in which a worker has to appear."""
+_POLL = 0.1
+"""Seconds between two looks at what others do, at first; later ten times that."""
+CLAIM_PATIENCE = 120.0
+"""Seconds for which another host's claim may be silent: as SciPy's LAPACK makes it be."""
 
 
 class Executor(Protocol):
@@ -45,7 +56,6 @@ class DaskExecutor:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._checked: set[str] = set()
 
     def _slots(self, nbytes: int) -> tuple[int, dict[str, float] | None]:
         """How many tasks of this size run at once, and the resource each takes.
@@ -53,69 +63,107 @@ class DaskExecutor:
         Raises
         ------
         ResourceError
-            If a worker cannot hold one task (or, without dlpr's resource, one per thread).
+            If no worker can hold a task (or, without dlpr's resource, one cannot hold as many as
+            it has threads).
         """
         from dlpr.engine.memory import BASE_NBYTES
 
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        slots = 0
         managed = all("dlpr_nbytes" in worker["resources"] for worker in workers.values())
+        slots = 0
         for address, worker in workers.items():
             threads = int(worker["nthreads"])
-            limit = int(worker["memory_limit"]) or 1 << 62
-            fit = (limit - BASE_NBYTES) // max(1, nbytes)
+            limit = int(worker["memory_limit"] or 1 << 62)
+            fit = max(0, limit - BASE_NBYTES) // max(1, nbytes)
+            slots += min(threads, fit)
             if fit < (1 if managed else threads):
-                raise ResourceError(
+                refusal = (
                     f"worker {address} has {format_bytes(limit)} for {threads} threads; dlpr needs "
                     f"{format_bytes(BASE_NBYTES)} and {format_bytes(nbytes)} for each task. Start "
                     f"it with fewer threads or more memory, or lower numerics.block_environments."
                 )
-            slots += min(threads, fit)
+                if not managed:
+                    raise ResourceError(refusal)
+        if workers and not slots:
+            raise ResourceError(refusal)
         return slots, {"dlpr_nbytes": float(nbytes)} if managed else None
 
     def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
-        """Do tasks, a window of them at a time, and yield their receipts as they come."""
+        """Do tasks, a window of them at a time, and yield their receipts as they come.
+
+        Raises
+        ------
+        ClusterError
+            If no worker appears, the scheduler dies, or workers keep dying under one task.
+        """
         from distributed import KilledWorker, as_completed
 
-        self.client.wait_for_workers(1, timeout=60)
-        slots, resources = self._slots(nbytes)
-        queue = iter(tasks)
-        token = secrets.token_hex(4)
-
-        def submit(task: int) -> Any:
-            return self.client.submit(
-                run_task,
-                str(folder.path),
-                task,
-                key=f"{folder.name}-{task}-{token}",
-                pure=False,
-                resources=resources,
-            )
-
-        window = max(_WINDOW * slots, 16)
-        waiting = [submit(task) for _, task in zip(range(window), queue, strict=False)]
-        completed = as_completed(waiting, loop=self.client.loop)
-        del waiting
+        with _scheduler_needed():
+            self.client.wait_for_workers(1, timeout=_FIRST_WORKER)
+        queue, deaths = deque(tasks), Counter[int]()
+        waiting: dict[Any, int] = {}
+        completed = as_completed(loop=self.client.loop)
+        looked = -_LOOK
         try:
-            for future in completed:
-                yield future.result()
-                following = next(queue, None)
-                if following is not None:
-                    completed.add(submit(following))
-        except KilledWorker as error:
-            raise ClusterError(
-                f"workers died {error.allowed_failures} times while they did {error.task}: most "
-                f"likely out of memory (the plan promised {format_bytes(nbytes)} a task). Finished "
-                f"tasks are kept; give the workers more memory and run the same command again."
-            ) from error
-        except (CancelledError, AsyncCancelledError, OSError, TimeoutError) as error:
-            raise ClusterError(
-                f"the scheduler is gone ({error or type(error).__name__}). Finished tasks are "
-                f"kept; run the same command again."
-            ) from error
+            while queue or waiting:
+                with _scheduler_needed():
+                    if time.monotonic() - looked >= _LOOK:
+                        slots, resources = self._slots(nbytes)
+                        looked = time.monotonic()
+                    while queue and len(waiting) < max(_WINDOW * slots, 16):
+                        future = self._submit(folder, queue[0], resources)
+                        waiting[future] = queue.popleft()
+                        completed.add(future)
+                    future = next(completed)
+                    error = future.exception() if future.status == "error" else None
+                    receipt = future.result() if error is None else None
+                task = waiting.pop(future)
+                if receipt is not None:
+                    yield receipt
+                elif isinstance(error, KilledWorker):
+                    deaths[task] += error.allowed_failures + 1
+                    if deaths[task] > ALLOWED_FAILURES:
+                        raise ClusterError(_killed(folder, task, deaths[task], nbytes)) from error
+                    queue.appendleft(task)
+                elif error is not None:
+                    raise error.with_traceback(future.traceback())
+        finally:
+            with suppress(CancelledError, AsyncCancelledError, OSError, RuntimeError):
+                self.client.cancel(list(waiting))
+
+    def _submit(self, folder: StageFolder, task: int, resources: dict[str, float] | None) -> Any:
+        return self.client.submit(
+            run_task,
+            str(folder.path),
+            task,
+            key=f"{folder.name}-{task}-{secrets.token_hex(4)}",
+            pure=False,
+            resources=resources,
+        )
 
     def close(self) -> None:
         """The client belongs to whoever made it."""
+
+
+def _killed(folder: StageFolder, task: int, n_deaths: int, nbytes: int) -> str:
+    return (
+        f"workers died {n_deaths} times while they did task {task} of {folder.name}: most likely "
+        f"out of memory (the plan promised {format_bytes(nbytes)} a task). Finished tasks are "
+        f"kept; give the workers more memory and run the same command again."
+    )
+
+
+@contextmanager
+def _scheduler_needed() -> Iterator[None]:
+    """Turn what Dask raises when it cannot reach scheduler or workers into a message for users."""
+    try:
+        yield
+    except (CancelledError, AsyncCancelledError, OSError, TimeoutError) as error:
+        said = str(error) or type(error).__name__
+        raise ClusterError(
+            f"the scheduler is gone or has no workers ({said}). Finished tasks are kept: start the "
+            f"cluster anew if it is yours, and run the same command again."
+        ) from error
 
 
 class EmbeddedExecutor:
@@ -139,10 +187,14 @@ class EmbeddedExecutor:
 
     def close(self) -> None:
         """Stop the cluster."""
-        for part in (self._client, self._cluster):
-            if part is not None:
-                part.close()
+        client, cluster = self._client, self._cluster
         self._client = self._cluster = None
+        try:
+            if client is not None:
+                client.close()
+        finally:
+            if cluster is not None:
+                cluster.close()
 
 
 class WorkExecutor:
@@ -159,42 +211,32 @@ class WorkExecutor:
         Seconds without a sign of life after which another host's claim is taken over.
     """
 
-    def __init__(self, rank: int | None = None, patience: float = PATIENCE) -> None:
+    def __init__(self, rank: int | None = None, patience: float = CLAIM_PATIENCE) -> None:
         self.rank = _own_rank() if rank is None else rank
         self.patience = patience
 
     def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
         """Do every task that nobody else does, and wait for those that somebody does."""
         start = self.rank * 7919 % max(1, len(tasks))
-        pending = [*tasks[start:], *tasks[:start]]
-        while pending:
-            left: list[int] = []
-            for task in pending:
-                receipt = folder.receipt(task) or self._claim(folder, task, wait=False)
-                if receipt is None:
-                    left.append(task)
-                else:
+        claims = {
+            task: Lease(folder.path / "claims" / f"{task:06d}.json", self.patience)
+            for task in [*tasks[start:], *tasks[:start]]
+        }
+        pause = _POLL
+        while claims:
+            n_claims = len(claims)
+            look_again(folder.path / "receipts")
+            for task, claim in list(claims.items()):
+                receipt = folder.receipt(task)
+                if receipt is None and claim.try_acquire():
+                    with claim.held():
+                        receipt = run_task(str(folder.path), task)
+                if receipt is not None:
+                    del claims[task]
                     yield receipt
-            if len(left) == len(pending):
-                receipt = self._claim(folder, left[0], wait=True)
-                if receipt is None:
-                    time.sleep(0.2)
-                else:
-                    yield receipt
-                    left = left[1:]
-            pending = left
-
-    def _claim(self, folder: StageFolder, task: int, wait: bool) -> Receipt | None:
-        lease = Lease(folder.path / "claims" / f"{task:06d}.json", self.patience)
-        try:
-            if not lease.try_acquire():
-                if not wait:
-                    return None
-                lease.acquire()
-        except OwnerError:
-            return None
-        with lease.held():
-            return run_task(str(folder.path), task)
+            pause = _POLL if len(claims) < n_claims else min(2 * pause, 10 * _POLL)
+            if claims:
+                time.sleep(pause)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -20,9 +20,18 @@ JOB = "job.json"
 
 
 def write_job(output: Path, job: Job) -> None:
-    """Keep the job as resolved, so that `dlpr work` and `dlpr status` need the folder alone."""
+    """Keep the job as resolved, so that `dlpr work` and `dlpr status` need the folder alone.
+
+    Raises
+    ------
+    StoreError
+        If a newer dlpr wrote the folder.
+    """
     record = {"format_version": FORMAT_VERSION, "base": str(job.base), "job": job.resolved()}
-    if read_json(output / JOB) != record:
+    found = read_json(output / JOB)
+    if found is not None:
+        check_format(found.get("format_version"), output)
+    if found != record:
         write_json(output / JOB, record)
 
 
@@ -37,7 +46,7 @@ def read_job(output: Path) -> Job:
     record = read_json(output / JOB)
     if record is None:
         raise StoreError(
-            f"{output} is no output folder of dlpr: it has no {JOB}. Give the folder that "
+            f"{output} is no output folder of dlpr: it has no readable {JOB}. Give the folder that "
             f"`dlpr run` or `dlpr plan` was told to write to."
         )
     check_format(record.get("format_version"), output)
@@ -121,7 +130,7 @@ def clean(output: Path) -> tuple[list[str], int]:
                 shutil.rmtree(folder.path)
                 removed.append(folder.name)
         for partial in [*output.glob(".*.partial"), *(output / "work").rglob(".*.partial")]:
-            if partial.is_dir():
+            if partial.is_dir() and not partial.is_symlink():
                 shutil.rmtree(partial)
             else:
                 partial.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import descriptor
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError
+from dlpr.errors import CorruptPartError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
@@ -22,6 +22,8 @@ from dlpr.stages import rows as rows_stage
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
+from dlpr.structures.files import expand
+from dlpr.structures.selection import Where
 
 BLOCK_NBYTES = 1 << 24
 """Bytes of features in one block, where the job does not say."""
@@ -175,11 +177,17 @@ class Pipeline:
         return self.workspace.finish(f"rigidity of {name}", plan)
 
     def result(self) -> StageFolder:
-        """The result of every test set, published under the output folder."""
+        """The result of every test set, published under the output folder.
+
+        What is published is read back first, so that a damaged result is not taken for a whole one.
+        """
+        for name in self.set_names():  # a missing file shows before anything is computed
+            expand(list(self.set_spec(name).files), self.job.base)
         sets = {name: self.rigidity(name) for name in self.job.test}
         attributes = {"job": self.job.settings(), "versions": versions()}
         plan = result_stage.plan(self.workspace.work, sets, attributes)
         folder = self.workspace.finish("result", plan)
+        result_stage.check(folder)
         result_stage.publish(folder, self.workspace.output)
         return folder
 
@@ -222,6 +230,32 @@ class Pipeline:
                 self.workspace.mend(error)
                 self._finished.clear()
         return step()
+
+
+def check_job(job: Job) -> None:
+    """Refuse, before anything is read or written, what a stage would refuse much later.
+
+    Raises
+    ------
+    JobError
+        For hyperparameters, a condition, a type map or a solver that cannot be used.
+    """
+    descriptor(job.descriptor.model_dump(mode="json"), [1])
+    for name, spec in {"train": job.train, **job.test}.items():
+        if not isinstance(spec, SetSpec):
+            continue
+        try:
+            ingest_stage.reading_of(spec.model_dump(mode="json"))
+            if spec.where:
+                Where(spec.where)
+        except JobError as error:
+            place = "train" if spec is job.train else f"test.{name}"
+            raise JobError(f"{place}.{error}") from None
+    if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
+        raise JobError(
+            "solver: cholesky needs a regularizer above 0, model.linear.regularizer is 0. Correct "
+            "one of them in the job file; solver: auto, qr and eigh work with 0."
+        )
 
 
 def default_block(n_features: int) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlpr.core.factor import Factor, load_factor
-from dlpr.core.factorize import factorize, needs_qr
-from dlpr.errors import NumericsError
+from dlpr.core.factorize import TRIANGLE_ERROR, Conditioning, factorize, needs_qr
+from dlpr.errors import InputError, NumericsError
 from dlpr.stages.fold import FOLDS, blocks_of
 from dlpr.stages.rows import open_rows
 from dlpr.store.files import Json
@@ -49,6 +51,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         fold.add(FOLDS[source.stage](matrix))  # type: ignore[arg-type]
     n_rows = sum(receipt.facts["n_rows"] for receipt in source.receipts())
     scale_square = open_rows(folder.input("rows")).mean_square if model["scale"] == "rms" else 1.0
+    if scale_square == 0.0:
+        raise InputError("all features of the training set are 0: they have no scale")
     mu = model["regularizer"] * scale_square
     facts: Json = {"scale_square": scale_square, "mu": mu, "n_rows": n_rows, "refused": None}
     automatic = settings["solver"] == "auto"
@@ -60,7 +64,9 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         if not automatic:
             raise
         return folder.write_part(task, {}), {**facts, "refused": str(error)}
-    facts["conditioning"] = asdict(conditioning)
+    storage_error = _storage_error(settings["features"]["dtype"], conditioning)
+    stated = replace(conditioning, accuracy=conditioning.accuracy + storage_error)
+    facts["conditioning"] = asdict(stated)
     if automatic and needs_qr(conditioning):
         facts["refused"] = (
             f"Cholesky would leave a relative error of {conditioning.accuracy:.1e} "
@@ -73,6 +79,18 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
             of_block = factor.block(layout.slice(block)).to_arrays()
             arrays |= {f"block{block}.{name}": value for name, value in of_block.items()}
     return folder.write_part(task, arrays), facts
+
+
+def _storage_error(dtype: str, conditioning: Conditioning) -> float:
+    """Relative error of R from features that were rounded on disk.
+
+    Rounding moves G and the rows to predict by at most a part eps of their length: it acts as
+    triangles of that precision would.
+    """
+    if dtype == "float64":
+        return 0.0
+    eps = float(np.finfo(dtype).eps)
+    return TRIANGLE_ERROR * eps * float(np.sqrt(conditioning.condition))
 
 
 class Factors:

@@ -1,8 +1,9 @@
-"""Features of environments: read from a store where they are stored, computed where they are not."""
+"""Features of environments: read from a store where they are stored, else computed."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.descriptors import Descriptor, descriptor
-from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import checksums, create_array, create_group, write_rows
 from dlpr.store.files import (
     Json,
@@ -23,7 +24,7 @@ from dlpr.store.files import (
     fsync_file,
     partial_path,
 )
-from dlpr.store.folder import StageFolder
+from dlpr.store.folder import FORMAT_VERSION, StageFolder
 
 ARRAY = "environment_feature"
 
@@ -44,18 +45,22 @@ def plan(work: Path, structures: StageFolder, features: Json, create: bool = Tru
     folder = StageFolder.create(
         work, "features", features, {"structures": structures}, n_tasks, dry=not create
     )
-    target = folder.path / "features.zarr"
-    if create and not target.exists():
-        _create_store(target, store, features)
+    if create and folder.missing():
+        _lay_out(folder.path / "features.zarr", store, features)
     return folder
 
 
-def _create_store(target: Path, store: StructureStore, features: Json) -> None:
-    """Put the empty store there by one rename; whoever comes second keeps the first's."""
+def _lay_out(target: Path, store: StructureStore, features: Json) -> None:
+    """Put the empty store there by one rename.
+
+    Where there is one, its metadata and columns are replaced: they may be why tasks are missing.
+    """
     calculator = open_descriptor(features["descriptor"])
     partial = partial_path(target)
     with explained(target):
-        group = create_group(partial, {"descriptor": features["descriptor"], "format_version": 1})
+        group = create_group(
+            partial, {"descriptor": features["descriptor"], "format_version": FORMAT_VERSION}
+        )
         create_array(
             group,
             ARRAY,
@@ -73,8 +78,14 @@ def _create_store(target: Path, store: StructureStore, features: Json) -> None:
         try:
             partial.rename(target)
         except OSError:
-            if not target.exists():
+            if not target.is_dir():
                 raise
+            for file in [path for path in partial.rglob("*") if path.is_file()]:
+                place = target / file.relative_to(partial)
+                place.parent.mkdir(exist_ok=True)
+                file.replace(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @lru_cache(maxsize=8)
@@ -155,7 +166,7 @@ class FeatureSource:
             array = zarr.open_group(str(store.path / "features.zarr"), mode="r")[ARRAY]
             assert isinstance(array, zarr.Array)
             return np.asarray(array[start:stop], np.float64)
-        except (ValueError, FileNotFoundError, KeyError) as error:
+        except UNREADABLE as error:
             raise store.corrupt(task, f"features.zarr/{ARRAY}", error) from error
 
     def environment_block(self, start: int, stop: int) -> NDArray[np.int64]:

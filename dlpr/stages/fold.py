@@ -47,8 +47,8 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
         raise ResourceError(
             f"the Hessian has {layout.n_columns} columns, so its {len(sizes)} groups need partials "
             f"of {format_bytes(nbytes * len(sizes))} on disk; numerics.partials_budget allows "
-            f"{format_bytes(numerics['partials_nbytes'])}. Raise it, or group the training set more "
-            f"coarsely (train.group_by)."
+            f"{format_bytes(numerics['partials_nbytes'])}. Raise it, or group the training set "
+            f"more coarsely (train.group_by)."
         )
     run_rows = max(8 * numerics["fold_block_rows"], 4 * layout.n_columns)
     while sum(-(-int(size) // run_rows) for size in sizes) > max(most, len(sizes)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.core.quantiles import QuantileSketch
+from dlpr.errors import StoreError
 from dlpr.stages.rigidity import UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
-from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import checksums, chunk_files, create_array, create_group, write_rows
 from dlpr.store.files import (
     Json,
@@ -45,16 +46,16 @@ def plan(work: Path, sets: Mapping[str, StageFolder], attributes: Json) -> Stage
     attributes : dict
         The job as resolved, versions, conventions: kept with the result.
     """
-    settings = {"sets": list(sets), "attributes": attributes}
+    numerics = next(iter(sets.values())).settings["numerics"]  # structures cut between tasks
+    settings = {"sets": list(sets), "attributes": attributes, "numerics": numerics}
     folder = StageFolder.create(work, "result", settings, sets, len(sets))
     root = folder.path / STORE
-    if not (root / "zarr.json").exists():
-        with explained(root):
-            root.mkdir(parents=True, exist_ok=True)
-            partial = partial_path(root)
-            create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
-            (partial / "zarr.json").replace(root / "zarr.json")
-            partial.rmdir()
+    with explained(root):
+        root.mkdir(parents=True, exist_ok=True)
+        partial = partial_path(root)
+        create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
+        (partial / "zarr.json").replace(root / "zarr.json")
+        partial.rmdir()
     return folder
 
 
@@ -240,9 +241,40 @@ def _quantiles(sketch: QuantileSketch) -> list[float] | None:
     return [sketch.quantile(q) for q in QUANTILES]
 
 
+def check(folder: StageFolder) -> None:
+    """Read a finished result as its readers will.
+
+    Raises
+    ------
+    CorruptPartError
+        For the first set that cannot be read.
+    """
+    for name, receipt in zip(folder.settings["sets"], folder.receipts(), strict=True):
+        arrays = {PurePosixPath(chunk).parent.name for chunk in receipt.files}
+        try:
+            group = zarr.open_group(str(folder.path / STORE / name), mode="r")
+            for array in sorted(arrays):
+                values: Any = group[array]
+                for start in range(0, values.shape[0], CHUNK_ROWS):
+                    values[start : start + CHUNK_ROWS]
+        except UNREADABLE as error:
+            raise folder.corrupt(receipt.task, f"{STORE}/{name}", error) from error
+
+
 def publish(folder: StageFolder, output: Path) -> Path:
-    """Let ``output/rigidity.zarr`` name the finished result, by one rename."""
+    """Let ``output/rigidity.zarr`` name the finished result, by one rename.
+
+    Raises
+    ------
+    StoreError
+        If something else has that name.
+    """
     link = output / STORE
+    if link.exists() and not link.is_symlink():
+        raise StoreError(
+            f"the result cannot be published: {link} is none of dlpr's. The result is kept; move "
+            f"that away and run the same command again."
+        )
     target = (folder.path / STORE).relative_to(output)
     with explained(link):
         if not link.is_symlink() or link.readlink() != target:

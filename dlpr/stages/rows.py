@@ -100,7 +100,7 @@ class RowStore:
     def blocks(
         self, start: int, stop: int, n_rows: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Blocks ``(structure, rows)`` of the rows ``start:stop`` of `order`, ``n_rows`` at a time."""
+        """Blocks ``(structure, rows)`` of rows ``start:stop`` of `order`, ``n_rows`` at a time."""
         held: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         count = 0
         for structure, rows in self._read(start, stop):

@@ -18,6 +18,8 @@ from dlpr.structures.spatial import cut_cluster
 CHUNK_ROWS = 1 << 16
 """Environments per chunk of a structure store."""
 PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
+UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError)
+"""What Zarr raises for chunks or metadata that are gone or damaged."""
 _CACHED_CHUNKS = 96
 """Chunks that a process keeps decoded, of all the parts it reads."""
 
@@ -39,7 +41,7 @@ class _Part:
         name = part_name(self._number)
         try:
             return zarr.open_group(str(self._folder.path / name), mode="r")
-        except (FileNotFoundError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise self._folder.corrupt(self._number, name, error) from error
 
     def names(self, key: str) -> list[str]:
@@ -50,7 +52,7 @@ class _Part:
         """Rows of an array, their checksums verified."""
         try:
             return np.asarray(cast("Any", self._group[name])[start:stop])
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        except UNREADABLE as error:
             place = f"{part_name(self._number)}/{name}"
             raise self._folder.corrupt(self._number, place, error) from error
 
@@ -168,7 +170,7 @@ class StructureStore:
         return np.searchsorted(self.structure_offset, at, side="right") - 1
 
     def pieces(self, start: int, stop: int, cutoff: float) -> list[Piece]:
-        """What a descriptor needs for environments ``start:stop``: frames, or cuts of large ones."""
+        """What a descriptor needs for environments ``start:stop``: frames, cuts of large ones."""
         if start >= stop:
             return []
         first, last = self.structure_of(start, start + 1)[0], self.structure_of(stop - 1, stop)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from zarr.codecs import Crc32cCodec
 
 from dlpr.store.files import explained
 
-# Dask gives the parallelism; Zarr's own threads would multiply with it.
-zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
+# Dask gives the parallelism; Zarr's own threads would multiply with it. Whether chunks equal to the
+# fill value are written is no property of a stored array: it is said here for every opening.
+zarr.config.set(
+    {"async.concurrency": 2, "threading.max_workers": 2, "array.write_empty_chunks": True}
+)
 
 CHECKSUM_NBYTES = 4
 
@@ -35,24 +37,19 @@ def create_array(
     it equals the fill value: a chunk that is absent was never computed.
     """
     floating = np.issubdtype(np.dtype(dtype), np.floating)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
-        return group.create_array(
-            name,
-            shape=shape,
-            chunks=(
-                max(1, min(chunk_rows, shape[0]) if shape[0] else 1),
-                *(max(1, n) for n in shape[1:]),
-            ),
-            dtype=np.dtype(dtype),
-            filters=None,
-            compressors=[Crc32cCodec()],
-            fill_value=np.nan if floating else 0,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=dimensions,
-            attributes=attributes or {},
-            config={"write_empty_chunks": True},
-        )
+    rows = max(1, min(chunk_rows, shape[0]))
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=(rows, *(max(1, n) for n in shape[1:])),
+        dtype=np.dtype(dtype),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=np.nan if floating else 0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=dimensions,
+        attributes=attributes or {},
+    )
 
 
 def create_group(path: Path, attributes: dict[str, Any]) -> zarr.Group:

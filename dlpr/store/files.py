@@ -28,6 +28,10 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_FAILED = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write below ``path`` into a message for users."""
@@ -40,12 +44,12 @@ def explained(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {what}. Nothing finished is lost. Free some space "
                 f"(`dlpr clean` removes what no result refers to) and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _REFUSED:
             raise StoreError(
                 f"cannot write {path}: {os.strerror(error.errno)}. Choose another folder with "
                 f"--output, or have its owner grant write permission."
             ) from error
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG):
+        if error.errno in _FAILED:
             raise StoreError(
                 f"cannot write {path}: {os.strerror(error.errno)}. Finished tasks are kept; look "
                 f"after the disk, the file server or the limit, and run the same command again."

@@ -1,0 +1,649 @@
+"""Mistakes, tried as a user makes them: one clear message, nothing lost, the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+from ase import Atoms
+from cli_desk import Desk, crystals, finished
+from numpy.typing import NDArray
+
+from dlpr.store.lease import PATIENCE, Lease
+
+JOB, INPUT, STORE, RESOURCE = 2, 3, 4, 5
+"""Exit codes."""
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
+    """The rigidities of the probe without any mistake."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        class Silent:
+            def readouterr(self) -> tuple[str, str]:
+                return "", ""
+
+        return Desk(tmp_path_factory.mktemp("good"), patch, Silent()).finish()
+
+
+def leftovers(desk: Desk) -> list[Path]:
+    """What a command that stopped has left half-written."""
+    return [path for path in desk.results.rglob("*") if path.name.endswith(".partial")]
+
+
+# files -------------------------------------------------------------------------------------------
+
+
+def _missing(desk: Desk) -> None:
+    (desk.path / "train.xyz").unlink()
+
+
+def _no_match(desk: Desk) -> None:
+    desk.job["train"]["files"] = ["trian*.xyz"]
+    desk.save()
+
+
+def _cut_off(desk: Desk) -> None:
+    path = desk.path / "train.xyz"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-3]))
+
+
+def _cut_row(desk: Desk) -> None:
+    path = desk.path / "train.xyz"
+    path.write_text(path.read_text().rstrip().rpartition(" ")[0].rstrip())
+
+
+def _cut_compressed(desk: Desk) -> None:
+    text = gzip.compress((desk.path / "train.xyz").read_bytes())
+    (desk.path / "train.xyz.gz").write_bytes(text[:-100])
+    desk.job["train"]["files"] = ["train.xyz.gz"]
+    desk.save()
+
+
+def _binary(desk: Desk) -> None:
+    (desk.path / "train.xyz").write_bytes(bytes(range(256)) * 8)
+
+
+def _empty(desk: Desk) -> None:
+    (desk.path / "train.xyz").write_bytes(b"")
+
+
+def _wrong_count(desk: Desk) -> None:
+    path = desk.path / "train.xyz"
+    path.write_text(path.read_text().replace("8\n", "9\n", 1))
+
+
+def _frame(change: Callable[[Atoms], object]) -> Callable[[Desk], None]:
+    def spoil(desk: Desk) -> None:
+        frames = crystals(4)
+        change(frames[2])
+        desk.put("train.xyz", frames)
+
+    return spoil
+
+
+def _nan(atoms: Atoms) -> None:
+    atoms.positions[3, 1] = np.nan
+
+
+def _flat(atoms: Atoms) -> None:
+    atoms.cell[2] = atoms.cell[1]
+
+
+def _no_cell_vector(atoms: Atoms) -> None:
+    atoms.cell[2] = 0.0
+
+
+def _coincide(atoms: Atoms) -> None:
+    atoms.positions[5] = atoms.positions[3]
+
+
+FILES = {
+    "missing": (_missing, ["no file", "train.xyz", "probe.xyz", "correct the path"]),
+    "no match": (_no_match, ["no file matches 'trian*.xyz'", "train.xyz", "correct the path"]),
+    "cut off": (_cut_off, ["train.xyz, frame 3", "says 8 atoms", "after 5 of them", "copy"]),
+    "cut row": (_cut_row, ["train.xyz, frame 3, atom 7: 3 columns, 4", "correct the frame"]),
+    "cut gz": (_cut_compressed, ["train.xyz.gz", "end early", "copy it again"]),
+    "binary": (_binary, ["train.xyz is not text", "copy it again"]),
+    "empty": (_empty, ["train.xyz is empty (0 bytes", "copy it again"]),
+    "count": (_wrong_count, ["train.xyz, frame 0 (line 1) says 9 atoms, but 8 rows", "correct"]),
+    "nan": (_frame(_nan), ["train.xyz, frame 2, atom 3: position (", "not finite", "correct"]),
+    "flat cell": (_frame(_flat), ["train.xyz, frame 2", "span no volume", "1e-06", "correct"]),
+    "no cell": (_frame(_no_cell_vector), ["train.xyz, frame 2", "cell vector 2", "correct"]),
+    "one place": (_frame(_coincide), ["frame 2: atoms 3 (Si) and 5 (Si) are 0 Å", "0.1 Å"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file(desk: Desk, expected: NDArray[np.float64], name: str) -> None:
+    spoil, words = FILES[name]
+    if "files" not in name:
+        desk.does("plan", "job.yaml")
+    job, train = json.dumps(desk.job), (desk.path / "train.xyz").read_bytes()
+    spoil(desk)
+    planned = desk.refuses("plan", "job.yaml", code=INPUT)
+    worked = desk.refuses("work", "results", code=INPUT)
+    for message in (planned, worked):
+        assert not [word for word in words if word not in message], message
+        assert "\n" not in message
+    assert not (desk.results / "rigidity.zarr").exists()
+    assert leftovers(desk) == []
+    (desk.path / "train.xyz").write_bytes(train)
+    desk.job = json.loads(job)
+    desk.save()
+    np.testing.assert_array_equal(desk.finish(), expected)
+
+
+def test_missing_test_file_shows_before_anything_is_computed(desk: Desk) -> None:
+    desk.does("plan", "job.yaml")
+    (desk.path / "probe.xyz").unlink()
+    assert "probe.xyz" in desk.refuses("work", "results", code=INPUT)
+    assert not list(desk.results.glob("work/structures-*"))
+
+
+def test_bad_frame_that_where_leaves_out(desk: Desk) -> None:
+    frames = crystals(4)
+    frames[2].info["config_type"] = "broken"
+    _nan(frames[2])
+    desk.put("train.xyz", frames)
+    desk.job["train"]["where"] = "config_type != 'broken'"
+    desk.save()
+    assert np.isfinite(desk.finish()).all()
+
+
+# the job ------------------------------------------------------------------------------------------
+
+
+def _set(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
+    def spoil(job: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            job = job.setdefault(key, {})
+        job[path[-1]] = to
+
+    return spoil
+
+
+def _rename(old: str, new: str) -> Callable[[dict[str, Any]], None]:
+    def spoil(job: dict[str, Any]) -> None:
+        job[new] = job.pop(old)
+
+    return spoil
+
+
+SOAP = ("descriptor", "soap")
+POINTS = {"type": "Tabulated", "points": [1, 2]}
+JOBS = {
+    "unknown": (_rename("model", "modle"), ["modle: unknown key", "did you mean `model`"]),
+    "nested": (_set("train", "groupby", to="x"), ["train.groupby", "did you mean `group_by`"]),
+    "elsewhere": (_set("regularizer", to=1.0), ["belongs at `model.linear.regularizer`"]),
+    "negative": (
+        _set("model", "linear", "regularizer", to=-1e-3),
+        ["model.linear.regularizer: found -0.001; needs a number >= 0"],
+    ),
+    "soap key": (_set(*SOAP, "cutoff", "raduis", to=3.0), ["'raduis'", "'radius'", "Correct"]),
+    "soap value": (_set(*SOAP, "cutoff", "radius", to=-3.0), ["cutoff.radius is -3", "greater"]),
+    "soap type": (_set(*SOAP, "basis", "type", to="TensorProd"), ["'TensorProduct'", "Correct"]),
+    "featomic": (_set(*SOAP, "basis", "radial", to=POINTS), ["featomic refuses", "job file"]),
+    "where": (_set("train", "where", to="density > and"), ["train.where: ", "at character"]),
+    "type map": (_set("test", "probe", "type_map", to={1: "Xx"}), ["test.probe.type_map: 'Xx'"]),
+    "solver": (
+        lambda job: (
+            _set("solver", to="cholesky")(job),
+            _set("model", "linear", "regularizer", to=0.0)(job),
+        ),
+        ["solver: cholesky", "model.linear.regularizer is 0", "auto, qr and eigh"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_job(desk: Desk, name: str) -> None:
+    spoil, words = JOBS[name]
+    spoil(desk.job)
+    desk.save()
+    for command in ("plan", "run"):
+        message = desk.refuses(command, "job.yaml", code=JOB)
+        assert not [word for word in words if word not in message], message
+    assert not desk.results.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: [a\n b: c", ["job.yaml: line 2, column", "not valid YAML"]),
+        ("", ["job.yaml: the file is empty", "train, test, descriptor, model"]),
+        ("- a", ["needs a mapping"]),
+        ("\x89PNG\r\n", ["job.yaml", "not valid YAML"]),
+        ("solver: qr\nsolver: eigh\n", ["line 2", "`solver` is given twice"]),
+        (None, ["job.yaml: no such file"]),
+    ],
+)
+def test_job_that_is_no_yaml(desk: Desk, text: str | None, words: list[str]) -> None:
+    (desk.path / "job.yaml").unlink()
+    if text is not None:
+        (desk.path / "job.yaml").write_text(text)
+    message = desk.refuses("plan", "job.yaml", code=JOB)
+    assert not [word for word in words if word not in message], message
+
+
+SELECTIONS = {
+    "where": ("confg_type == 'even'", JOB, ["train.where", "'confg_type'; nearest: 'config_type'"]),
+    "group_by": ("confg_type", JOB, ["train.group_by", "'confg_type'; nearest: 'config_type'"]),
+    "keys": ({"energy": "confg_type"}, JOB, ["train.keys.energy", "nearest: 'config_type'"]),
+    "nothing": ("n_atoms > 8", INPUT, ["train: 0 of 4 frames", "n_atoms > 8", "at least one"]),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection(desk: Desk, expected: NDArray[np.float64], name: str) -> None:
+    value, code, words = SELECTIONS[name]
+    good = dict(desk.job["train"])
+    desk.job["train"]["where" if name == "nothing" else name] = value
+    desk.save()
+    desk.does("plan", "job.yaml")
+    message = desk.refuses("work", "results", code=code)
+    assert not [word for word in words if word not in message], message
+    desk.job["train"] = good
+    desk.save()
+    np.testing.assert_array_equal(desk.finish(), expected)
+
+
+def test_misspelt_command_and_set(desk: Desk) -> None:
+    said = desk.says("rnu", "job.yaml")
+    assert said.code == JOB
+    assert "Did you mean 'run'?" in said.err
+    said = desk.says("ingest", "job.yaml", "--set", "prob")
+    assert said.code == JOB
+    assert "'prob'" in said.err
+    assert "train, probe" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_memory_of_a_worker_is_too_small_for_one_task(desk: Desk) -> None:
+    desk.job["cluster"]["local"]["memory_per_worker"] = "430MiB"
+    desk.save()
+    message = desk.refuses("plan", "job.yaml", code=RESOURCE)
+    assert "memory_per_worker is 430.0 MiB" in message
+    assert "one task needs" in message
+    assert "Use fewer workers" in message
+
+
+# species and environments -------------------------------------------------------------------------
+
+
+def test_species_that_the_training_set_lacks(desk: Desk) -> None:
+    frames = crystals(2, seed=40)
+    frames[1].symbols[3] = "C"
+    desk.put("probe.xyz", frames)
+    desk.finish()
+    unseen = desk.of_probe("unseen")
+    near = frames[1].get_distances(3, range(8), mic=True) < 3.0
+    assert unseen[8 + 3] & 1  # its central species, and not that of any other
+    assert np.count_nonzero(unseen & 1) == 1
+    assert set(np.flatnonzero(unseen & 2)) >= {8 + i for i in np.flatnonzero(near) if i != 3}
+    assert not unseen[:8].any()
+    rows = json.loads((desk.results / "summary.json").read_text())["probe"]
+    assert {r["species"]: (r["n_unseen_centre"], r["n_unseen"] > 0) for r in rows} == {
+        6: (1, True),
+        14: (0, True),
+    }
+    assert "unseen" in desk.does("work", "results")
+
+
+def test_isolated_atom_is_counted_apart(desk: Desk) -> None:
+    desk.job["descriptor"]["soap"]["density"]["center_atom_weight"] = 0.0
+    desk.save()
+    alone = Atoms("Si", positions=[[1.0, 2.0, 3.0]], cell=[20.0] * 3, pbc=True)
+    desk.put("probe.xyz", [*crystals(1, seed=40), alone])
+    lpr = desk.finish()
+    assert np.isposinf(lpr[-1])
+    assert np.isfinite(lpr[:-1]).all()
+    (row,) = json.loads((desk.results / "summary.json").read_text())["probe"]
+    assert (row["n_environments"], row["n_inf"]) == (9, 1)
+    assert np.isfinite(row["lpr"]).all()
+
+
+# the output folder --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["file", "file/results"])
+def test_folder_that_cannot_be(desk: Desk, output: str) -> None:
+    (desk.path / "file").write_text("mine")
+    for command in ("plan", "run"):
+        message = desk.refuses(command, "job.yaml", "--output", output, code=STORE)
+        assert "cannot write" in message
+        assert "file" in message
+        assert "--output" in message
+    assert (desk.path / "file").read_text() == "mine"
+    desk.does("plan", "job.yaml", "--output", "elsewhere")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_folder_without_permission(desk: Desk) -> None:
+    locked = desk.path / "locked"
+    locked.mkdir(mode=0o500)
+    message = desk.refuses("plan", "job.yaml", "--output", "locked/results", code=STORE)
+    assert "Permission denied" in message
+    locked.chmod(0o700)
+    desk.does("plan", "job.yaml", "--output", "locked/results")
+
+
+@pytest.mark.parametrize("command", ["status", "work", "clean", "info"])
+def test_folder_that_is_none_of_dlpr(desk: Desk, command: str) -> None:
+    (desk.path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        said = desk.says(command, folder)
+        assert said.code in (JOB, STORE)  # click's own where the folder has to exist
+        assert folder in said.err
+        assert "Traceback" not in said.err
+    assert list((desk.path / "empty").iterdir()) == []
+    assert not (desk.path / "nowhere").exists()
+    assert command == "info" or "dlpr run" in desk.refuses(command, "empty", code=STORE)
+
+
+def test_something_else_is_named_like_the_result(
+    desk: Desk, expected: NDArray[np.float64]
+) -> None:
+    desk.does("plan", "job.yaml")
+    place = desk.results / "rigidity.zarr"
+    for make in (lambda: place.mkdir(), lambda: place.write_text("mine")):
+        make()
+        message = desk.refuses("work", "results", code=STORE)
+        assert str(place) in message
+        assert "move that away" in message
+        assert leftovers(desk) == []
+        place.rename(desk.path / f"kept-{place.is_dir()}")
+    assert (desk.path / "kept-False").read_text() == "mine"
+    desk.does("work", "results")
+    np.testing.assert_array_equal(desk.of_probe("lpr"), expected)
+
+
+def test_clean_removes_a_link_that_was_left_behind(desk: Desk) -> None:
+    desk.finish()
+    (desk.results / ".rigidity.zarr.1-aa.partial").symlink_to("work")
+    desk.does("clean", "results")
+    assert leftovers(desk) == []
+    assert np.isfinite(desk.of_probe("lpr")).all()
+
+
+def test_store_of_a_newer_format(desk: Desk) -> None:
+    desk.finish()
+    path = desk.results / "job.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"format_version": 99}))
+    before = desk.receipts()
+    for command in ("work", "status", "info", "clean"):
+        message = desk.refuses(command, "results", code=STORE)
+        assert "format 99" in message
+        assert "up to 1" in message
+        assert "newer" in message
+    for command in ("plan", "run"):
+        assert "format 99" in desk.refuses(command, "job.yaml", code=STORE)
+    assert json.loads(path.read_text())["format_version"] == 99
+    assert desk.receipts() == before
+    path.write_text(json.dumps(record))
+    desk.does("work", "results")
+    assert desk.receipts() == before
+
+
+@pytest.mark.parametrize("place", ["rows-*/plan.json", "result-*/rigidity.zarr/zarr.json"])
+def test_stage_of_a_newer_format(desk: Desk, place: str) -> None:
+    desk.finish()
+    path = desk.stage(place)
+    record = json.loads(path.read_text())
+    record.get("attributes", record)["format_version"] = 99
+    path.write_text(json.dumps(record))
+    message = desk.refuses("info", path.parent, code=STORE)
+    assert "format 99" in message
+    assert "up to 1" in message
+
+
+# disk full ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used up")]
+)
+def test_disk_full(
+    desk: Desk,
+    expected: NDArray[np.float64],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    word: str,
+) -> None:
+    desk.does("plan", "job.yaml")
+    real, left = os.fsync, 0
+
+    def fsync(file: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    kept = desk.receipts()
+    for calls in (0, 7, 40, 50, 25, 25):
+        left = calls
+        message = desk.refuses("work", "results", code=RESOURCE)
+        assert word in message
+        assert str(desk.results) in message
+        assert "dlpr clean" in message
+        assert kept.items() <= desk.receipts().items()  # nothing finished is lost
+        assert leftovers(desk) == []
+        assert not (desk.results / "rigidity.zarr").exists()
+        kept = desk.receipts()
+    assert len(kept) > 3
+    monkeypatch.setattr(os, "fsync", real)
+    desk.does("work", "results")
+    assert kept.items() <= desk.receipts().items()
+    np.testing.assert_array_equal(desk.of_probe("lpr"), expected)
+
+
+def test_write_that_the_system_cuts_short(desk: Desk, expected: NDArray[np.float64]) -> None:
+    """A limit on the size of files makes real writes fail, in the middle."""
+    desk.does("plan", "job.yaml")
+    limit = 3000  # bytes: the plans are smaller, a part of the factor is larger
+    process = desk.start(
+        "work",
+        "results",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    said = finished(process)
+    assert said.code == STORE, said
+    assert "File too large" in said.message
+    assert "run the same command again" in said.message
+    assert not (desk.results / "rigidity.zarr").exists()
+    np.testing.assert_array_equal(desk.finish(), expected)
+
+
+# damage -------------------------------------------------------------------------------------------
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGED = {
+    "index": ("index-*/parts/000000.npz", ["structures"]),
+    "structures": ("structures-*/parts/000000.zarr/position/c.0.0", ["features", "rows"]),
+    "structures' metadata": ("structures-*/parts/000000.zarr/position/zarr.json", ["features"]),
+    "features": ("features-*/features.zarr/environment_feature/c.0.0", ["rows"]),
+    "features' metadata": ("features-*/features.zarr/environment_feature/zarr.json", ["rows"]),
+    "features' root": ("features-*/features.zarr/zarr.json", ["rows"]),
+    "rows": ("rows-*/parts/000000.npz", ["hessian"]),
+    "hessian": ("hessian-*/parts/000001.npz", ["factor"]),
+    "factor": ("factor-*/parts/000000.npz", ["rigidity"]),
+    "rigidity": ("rigidity-*/parts/000000.npz", ["result"]),
+    "result": ("result-*/rigidity.zarr/probe/environment_lpr/c.0", []),
+    "result's metadata": ("result-*/rigidity.zarr/probe/environment_lpr/zarr.json", []),
+    "result's root": ("result-*/rigidity.zarr/zarr.json", []),
+}
+"""What is damaged, and the stages that are computed anew and so read it (the result always is)."""
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_data(
+    desk: Desk, expected: NDArray[np.float64], name: str, damage: Callable[[Path], None]
+) -> None:
+    pattern, readers = DAMAGED[name]
+    desk.finish()
+    for stage in readers:
+        for folder in desk.results.glob(f"work/{stage}-*"):
+            shutil.rmtree(folder)
+    victim = sorted(desk.results.glob(f"work/{pattern}"))[0]
+    whole, before = victim.read_bytes(), desk.receipts()
+    damage(victim)
+    if damage is _flip and victim.name != "zarr.json":
+        columns = desk.does("status", "results", "--verify").splitlines()
+        stage = victim.relative_to(desk.results / "work").parts[0]
+        (line,) = [line for line in columns if stage in line]
+        task = str(int(victim.stem)) if victim.suffix == ".npz" else "0"
+        assert [cell.strip() for cell in line.split("│")][4] == task, line
+        assert "done anew by the next run that reads them" in "\n".join(columns)
+    out = desk.does("work", "results")
+    assert victim.read_bytes() == whole
+    np.testing.assert_array_equal(desk.of_probe("lpr"), expected)
+    redone = [place for place, time in before.items() if desk.receipts()[place] != time]
+    assert len(redone) <= 1  # that task alone
+    noted = "note: " in out and "damaged or gone" in out
+    if damage is _flip and name != "result's root":
+        assert noted
+        assert len(redone) == 1
+    desk.does("status", "results", "--verify")
+    assert "damaged or gone" not in desk.does("work", "results")
+
+
+def test_flipped_bit_is_noticed_by_a_reader_of_the_result(desk: Desk) -> None:
+    desk.finish()
+    _flip(desk.results / "rigidity.zarr" / "probe" / "environment_lpr" / "c.0")
+    with pytest.raises(ValueError, match="checksum"):
+        desk.of_probe("lpr")
+
+
+def test_receipt_whose_data_vanished(desk: Desk, expected: NDArray[np.float64]) -> None:
+    desk.finish()
+    parts = desk.stage("rows-*/parts")
+    before = desk.receipts()
+    shutil.rmtree(parts)
+    assert "0/1" in desk.does("status", "results")
+    desk.does("work", "results")
+    assert parts.exists()
+    changed = [place for place, time in before.items() if desk.receipts()[place] != time]
+    assert [place.split("/")[1].split("-")[0] for place in changed] == ["rows"]
+    np.testing.assert_array_equal(desk.of_probe("lpr"), expected)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "live.json", "events.jsonl"])
+def test_record_that_is_cut_short(desk: Desk, name: str) -> None:
+    desk.finish()
+    before, summary = desk.receipts(), (desk.results / "summary.json").read_bytes()
+    _cut(desk.results / name)
+    desk.does("status", "results")
+    desk.does("work", "results")
+    assert desk.receipts() == before
+    assert (desk.results / "summary.json").read_bytes() == summary
+
+
+def test_job_record_that_is_cut_short(desk: Desk) -> None:
+    desk.finish()
+    before = desk.receipts()
+    _cut(desk.results / "job.json")
+    assert "no readable job.json" in desk.refuses("work", "results", code=STORE)
+    desk.does("run", "job.yaml")
+    assert desk.receipts() == before
+
+
+# owners and interrupts ----------------------------------------------------------------------------
+
+_DIE_AS_OWNER = """
+import os, pathlib, sys
+from dlpr.store.lease import Lease
+Lease(pathlib.Path(sys.argv[1])).acquire()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_dead_owner_is_taken_over_without_asking(desk: Desk) -> None:
+    desk.finish()
+    path = desk.results / "owner.json"
+    subprocess.run([sys.executable, "-c", _DIE_AS_OWNER, path], check=False)
+    record = json.loads(path.read_text())
+    other_boot = {**record, "pid": os.getpid(), "boot": "of another time"}
+    for text in (json.dumps(record), json.dumps(other_boot)):
+        path.write_text(text)
+        start = time.monotonic()
+        desk.does("run", "job.yaml")
+        assert time.monotonic() - start < PATIENCE
+        assert not path.exists()
+
+
+def test_live_owner_is_named(desk: Desk) -> None:
+    desk.finish()
+    lease = Lease(desk.results / "owner.json")
+    lease.acquire()
+    with lease.held():
+        for arguments in (["run", "job.yaml"], ["ingest", "job.yaml"], ["clean", "results"]):
+            message = desk.refuses(*arguments, code=STORE)
+            assert f"process {os.getpid()}" in message
+            assert str(desk.results) in message
+            assert "--output" in message
+        assert f"process {os.getpid()}" in desk.does("status", "results")
+        desk.does("work", "results")  # helps a run that is going on
+    desk.does("clean", "results")
+
+
+def test_interrupt_of_a_run(desk: Desk) -> None:
+    """Ctrl-C as a terminal sends it, to every process of the run."""
+    desk.put("train.xyz", crystals(64))
+    desk.job["numerics"] = {"block_environments": 8, "task_environments": 8}
+    desk.save()
+    process = desk.start("run", "job.yaml", start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(desk.results.glob("work/features-*/receipts/*.json"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    message = desk.refuses("run", "job.yaml", code=STORE)  # two commands at once
+    assert f"process {process.pid}" in message
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    os.killpg(process.pid, signal.SIGINT)
+    said = finished(process)
+    assert said.code == 130
+    assert said.err.strip() == (
+        "Interrupted. Finished tasks are kept: the same command continues."
+    ), said.err
+    psutil.wait_procs(children, timeout=5)
+    assert not [child for child in children if child.is_running()]
+    assert not (desk.results / "owner.json").exists()
+    before = desk.receipts()
+    assert not list(desk.results.glob("work/result-*/receipts/*"))
+    again = finished(desk.start("run", "job.yaml"))
+    assert again.code == 0, again
+    assert before.items() <= desk.receipts().items()  # no finished task ran again
+    assert zarr.open_group(str(desk.results / "rigidity.zarr"), mode="r")["probe"]

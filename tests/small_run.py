@@ -1,0 +1,117 @@
+"""A tiny finished run, made once a session, without Dask."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from dlpr.api import work
+from dlpr.engine.output import write_job
+from dlpr.job import Job
+
+LARGE = 5832
+"""Atoms of the frame that is stored sorted by space."""
+SOAP: dict[str, Any] = {
+    "cutoff": {"radius": 4.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
+    # without its own density, an isolated atom has no features and an infinite rigidity
+    "density": {"type": "Gaussian", "width": 0.4, "center_atom_weight": 0.0},
+    "basis": {
+        "type": "TensorProduct",
+        "max_angular": 3,
+        "radial": {"type": "Gto", "max_radial": 3},
+    },
+}
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """Where its results are, and the frames it read."""
+
+    output: Path
+    sources: dict[str, list[Atoms]]
+
+
+def _silicon(repeat: int, seed: int) -> Atoms:
+    """A rattled crystal, its atoms shuffled."""
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Si", cubic=True) * (repeat, repeat, repeat)
+    atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+    atoms = atoms[rng.permutation(len(atoms))]
+    atoms.numbers[: len(atoms) // 4] = 32
+    return atoms
+
+
+def _labelled(atoms: Atoms, seed: int) -> Atoms:
+    rng = np.random.default_rng(seed)
+    forces = rng.normal(size=(len(atoms), 3))
+    stress = rng.normal(size=6)
+    atoms.calc = SinglePointCalculator(atoms, energy=-4.0 - seed, forces=forces, stress=stress)
+    return atoms
+
+
+def _sources() -> dict[str, list[Atoms]]:
+    train = [_labelled(_silicon(1, seed), seed) for seed in range(6)]
+    for number, atoms in enumerate(train):
+        atoms.info["config_type"] = ("bulk", 'odd = "name"')[number % 2]
+    large = _labelled(_silicon(9, 10), 10)
+    large.pbc = (True, True, False)
+    assert len(large) == LARGE
+    alone = Atoms("Si", positions=[(1.0, 2.0, 3.0)])
+    film = [_labelled(_silicon(2, 11), 11), large, alone, _silicon(1, 12)]
+    return {"train": train, "film": film, "bare": [_silicon(1, 13)]}
+
+
+def _make(folder: Path) -> SmallRun:
+    sources = _sources()
+    folder.mkdir()
+    for name, frames in sources.items():
+        ase.io.write(folder / f"{name}.extxyz", frames)
+    job = Job.from_dict(
+        {
+            "output": "results",
+            "train": {"files": "train.extxyz", "group_by": "config_type"},
+            "test": {
+                "train": "train",
+                "film": {"files": "film.extxyz"},
+                "bare": {"files": "bare.extxyz"},
+            },
+            "descriptor": {"soap": SOAP},
+            "model": {"linear": {"regularizer": 1e-6}},
+            "numerics": {"block_environments": 1024, "task_environments": 2048},
+        },
+        base=folder,
+    )
+    write_job(folder / "results", job)
+    work(folder / "results", rank=0)
+    # what a reader of the files sees: positions have the decimals that were written
+    read = {name: ase.io.read(folder / f"{name}.extxyz", ":") for name in sources}
+    return SmallRun(folder / "results", read)
+
+
+_made: dict[Path, SmallRun] = {}
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """The run; whoever changes it takes `copied_run`."""
+    folder = tmp_path_factory.getbasetemp() / "small_run"
+    if folder not in _made:
+        _made[folder] = _make(folder)
+    return _made[folder]
+
+
+@pytest.fixture
+def copied_run(small_run: SmallRun, tmp_path: Path) -> SmallRun:
+    """A copy to be changed."""
+    output = tmp_path / "results"
+    shutil.copytree(small_run.output, output, symlinks=True)
+    return SmallRun(output, small_run.sources)
