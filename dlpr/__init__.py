@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         local_prediction_rigidity,
     )
     from dlpr.errors import DlprError
+    from dlpr.exports import export
     from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
     from dlpr.job import Job, load_job
 
@@ -30,6 +31,7 @@ __all__ = [
     "Rigidities",
     "Structures",
     "componentwise_prediction_rigidity",
+    "export",
     "featurize",
     "hessian",
     "ingest",
@@ -43,6 +45,7 @@ __version__ = _version("dlpr")
 
 _PLACES = {
     "DlprError": "dlpr.errors",
+    "export": "dlpr.exports",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
     **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),
     **dict.fromkeys(("Features", "Hessian", "Result", "Rigidities", "Structures"), "dlpr.handles"),

@@ -163,7 +163,7 @@ def work(
         Number of this process among its fellows; by default that of the SLURM task.
     """
     folder = Path(output).absolute()
-    workspace = Workspace(folder, WorkExecutor(rank), *listeners)
-    steps = Pipeline(read_job(folder), workspace)
+    job = read_job(folder)
+    steps = Pipeline(job, Workspace(folder, WorkExecutor(rank), *listeners))
     steps.mended(steps.result)
     return Result(folder)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from dlpr.errors import StoreError
 from dlpr.stages.factor import Factors, open_factors
 from dlpr.stages.features import ARRAY
-from dlpr.stages.result import STORE
+from dlpr.stages.result import STORE, summary
 from dlpr.stages.structures import StructureStore, open_structures
-from dlpr.store.files import Json, read_json
+from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.tables import rigidity_table
 
@@ -175,7 +175,7 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, list[Json]]:
         """Per set, rows per group and species: counts and quantiles."""
-        return read_json(self.output / "summary.json") or {}
+        return summary(StageFolder(self.path.resolve().parent))
 
     @property
     def sets(self) -> list[str]:

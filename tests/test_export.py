@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 from small_run import LARGE, SmallRun, copied_run, small_run
 
-import dlpr.export as export_module
+import dlpr.exports as export_module
+import dlpr.exports.structures as structures_module
 from dlpr.cli import cli
 from dlpr.errors import DlprError, InputError, JobError, StoreError
-from dlpr.export import CHEMISCOPE_ATOMS, export
+from dlpr.exports import export
+from dlpr.exports.structures import CHEMISCOPE_ATOMS
 from dlpr.handles import Result
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
@@ -137,13 +139,13 @@ def test_chunks_smaller_than_structures(
 ) -> None:
     """Rows are put together from chunks, and text from blocks."""
     expected = export(small_run.output, tmp_path / "a.xyz", "film").read_bytes()
-    init = export_module._Rows.__init__
+    init = structures_module._Rows.__init__
 
     def shorter(self: Any, *arguments: Any) -> None:
         init(self, *arguments)
         self._size = 100
 
-    monkeypatch.setattr(export_module._Rows, "__init__", shorter)
+    monkeypatch.setattr(structures_module._Rows, "__init__", shorter)
     monkeypatch.setattr(export_module, "_BLOCK_ROWS", 5)
     assert export(small_run.output, tmp_path / "b.xyz", "film").read_bytes() == expected
 
@@ -177,7 +179,7 @@ def test_chemiscope_refuses_what_it_cannot_show(
     small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert CHEMISCOPE_ATOMS == 100_000
-    monkeypatch.setattr(export_module, "CHEMISCOPE_ATOMS", 1000)
+    monkeypatch.setattr(structures_module, "CHEMISCOPE_ATOMS", 1000)
     n_atoms = sum(map(len, small_run.sources["film"]))
     with pytest.raises(InputError, match=rf"{n_atoms} atoms.* 1000\..*--structures"):
         export(small_run.output, tmp_path / "a.json", "film")
@@ -216,10 +218,12 @@ def test_parquet_has_the_set_that_is_asked_for(small_run: SmallRun, tmp_path: Pa
 
 
 def test_quantiles_that_there_are_not_are_empty(copied_run: SmallRun, tmp_path: Path) -> None:
-    path = copied_run.output / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["bare"][0]["lpr"] = None
-    path.write_text(json.dumps(summary))
+    folder = StageFolder(Result(copied_run.output).path.resolve().parent)
+    task = folder.settings["sets"].index("bare")
+    path = folder.path / "receipts" / f"{task:06d}.json"
+    receipt = json.loads(path.read_text())
+    receipt["facts"]["summary"][0]["lpr"] = None
+    path.write_text(json.dumps(receipt))
     export(copied_run.output, tmp_path / "a.csv", "bare")
     with (tmp_path / "a.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["lpr_q050"] == ""

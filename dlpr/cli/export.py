@@ -36,6 +36,6 @@ def export(
     csv         the summary: counts and quantiles per set, group and species    .csv .csv.gz
     parquet     the same    .parquet
     """
-    from dlpr.export import export as do_export
+    from dlpr.exports import export as do_export
 
     click.echo(str(do_export(output, file, name=name, format=format, structures=structures)))

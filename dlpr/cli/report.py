@@ -72,8 +72,8 @@ def solver_lines(facts: Json) -> list[str]:
     found = facts["conditioning"]
     return [
         f"solver {found['solver']}: {found['n_rows']} rows, {found['n_columns']} columns, "
-        f"rank {found['rank']} (rtol {found['rank_rtol']:.1e}); in {found['n_determined']} directions "
-        f"the data outweigh the regularizer",
+        f"rank {found['rank']} (rtol {found['rank_rtol']:.1e}); "
+        f"the data outweigh the regularizer in {found['n_determined']} directions",
         f"condition of the Hessian {found['condition']:.2e}; relative error of a rigidity to "
         f"expect: below {found['accuracy']:.1e}",
         f"regularizer mu = {facts['mu']:.6g} (scale^2 = {facts['scale_square']:.6g})",

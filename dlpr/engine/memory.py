@@ -22,13 +22,13 @@ from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
 MIB = 1 << 20
-BASE_NBYTES = 420 * MIB
+BASE_NBYTES = 256 * MIB
 """A worker with all libraries loaded, and its caches of structures."""
 INDEX_NBYTES = 48 * MIB
 """Text of a file under its scan for frames."""
 ATOM_NBYTES = 700
 """Ingest, per atom of a run of frames: positions, labels, sorting, the check of distances."""
-TEXT_NBYTES = 192 * MIB
+TEXT_NBYTES = 96 * MIB
 """ASE's parser on one block of rows, whose numbers are Python objects."""
 DENSITY = 0.2
 """Atoms per Å³ that are reckoned with where frames are thinner: diamond has 0.18."""

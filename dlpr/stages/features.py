@@ -57,35 +57,40 @@ def _lay_out(target: Path, store: StructureStore, features: Json) -> None:
     """
     calculator = open_descriptor(features["descriptor"])
     partial = partial_path(target)
+    attributes = {"descriptor": features["descriptor"], "format_version": FORMAT_VERSION}
     with explained(target):
-        group = create_group(
-            partial, {"descriptor": features["descriptor"], "format_version": FORMAT_VERSION}
-        )
-        create_array(
-            group,
-            ARRAY,
-            (store.n_environments, calculator.n_features),
-            features["dtype"],
-            ("environment", "feature"),
-            features["block_environments"],
-        )
-        for name, values in calculator.columns.items():
-            dimension = ("feature",)
-            column = create_array(
-                group, f"feature_{name}", values.shape, values.dtype, dimension, len(values)
-            )
-            column[:] = values
         try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-            for file in [path for path in partial.rglob("*") if path.is_file()]:
-                place = target / file.relative_to(partial)
-                place.parent.mkdir(exist_ok=True)
-                file.replace(place)
+            group = create_group(partial, attributes)
+            create_array(
+                group,
+                ARRAY,
+                (store.n_environments, calculator.n_features),
+                features["dtype"],
+                ("environment", "feature"),
+                features["block_environments"],
+            )
+            for name, values in calculator.columns.items():
+                dimension = ("feature",)
+                column = create_array(
+                    group, f"feature_{name}", values.shape, values.dtype, dimension, len(values)
+                )
+                column[:] = values
+            _put(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Give a store its name; where another has it, replace that one's files one by one."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        for file in [path for path in partial.rglob("*") if path.is_file()]:
+            place = target / file.relative_to(partial)
+            place.parent.mkdir(exist_ok=True)
+            file.replace(place)
 
 
 @lru_cache(maxsize=8)

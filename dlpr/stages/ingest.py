@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlpr.errors import InputError, JobError
 from dlpr.stages.structures import CHUNK_ROWS, PER_ENVIRONMENT, part_name
 from dlpr.store.arrays import checksums, chunk_files, create_array, create_group
-from dlpr.store.files import Json, explained, fsync_tree, partial_path, replace_tree
+from dlpr.store.files import Json, atomic_folder, explained
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
 from dlpr.structures.files import Source, expand, fingerprint, is_compressed
 from dlpr.structures.frames import Frames
@@ -124,11 +124,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         settings["minimum_distance"],
     )
     target = folder.path / part_name(task)
-    with explained(target):
-        partial = partial_path(target)
+    with atomic_folder(target) as partial:
         _write(partial, frames, counts)
-        fsync_tree(partial)
-        replace_tree(partial, target)
     return checksums(chunk_files(target), folder.path), _facts(frames, counts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,11 +18,10 @@ from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import checksums, chunk_files, create_array, create_group, write_rows
 from dlpr.store.files import (
     Json,
+    atomic_folder,
     explained,
     fsync_directory,
-    fsync_tree,
     partial_path,
-    replace_tree,
     write_json,
 )
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
@@ -50,12 +50,14 @@ def plan(work: Path, sets: Mapping[str, StageFolder], attributes: Json) -> Stage
     settings = {"sets": list(sets), "attributes": attributes, "numerics": numerics}
     folder = StageFolder.create(work, "result", settings, sets, len(sets))
     root = folder.path / STORE
+    partial = partial_path(root)
     with explained(root):
-        root.mkdir(parents=True, exist_ok=True)
-        partial = partial_path(root)
-        create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
-        (partial / "zarr.json").replace(root / "zarr.json")
-        partial.rmdir()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
+            (partial / "zarr.json").replace(root / "zarr.json")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -65,13 +67,10 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     rigidity = folder.input(name)
     structures = open_structures(rigidity.input("structures"))
     target = folder.path / STORE / name
-    partial = partial_path(target)
-    with explained(target):
+    with atomic_folder(target) as partial:
         group = create_group(partial, _attributes(folder, rigidity))
         _write_environments(group, partial, rigidity, structures)
         _write_structures(group, partial, rigidity, structures)
-        fsync_tree(partial)
-        replace_tree(partial, target)
     facts = {"summary": _summary(target, structures), "n_environments": structures.n_environments}
     return checksums(chunk_files(target), folder.path), facts
 

@@ -21,7 +21,8 @@ PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
 UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What Zarr raises for chunks or metadata that are gone or damaged."""
 _CACHED_CHUNKS = 96
-"""Chunks that a process keeps decoded, of all the parts it reads."""
+_CACHED_ARRAYS = 24
+"""Chunks, and arrays over the structures of a part, that a process keeps decoded."""
 
 
 def part_name(part: int) -> str:
@@ -30,11 +31,10 @@ def part_name(part: int) -> str:
 
 
 class _Part:
-    """One part of a structure store, its arrays over structures read once."""
+    """One part of a structure store."""
 
     def __init__(self, folder: StageFolder, number: int) -> None:
         self._folder, self._number = folder, number
-        self._whole: dict[str, NDArray[Any]] = {}
 
     @cached_property
     def _group(self) -> zarr.Group:
@@ -55,12 +55,6 @@ class _Part:
         except UNREADABLE as error:
             place = f"{part_name(self._number)}/{name}"
             raise self._folder.corrupt(self._number, place, error) from error
-
-    def whole(self, name: str) -> NDArray[Any]:
-        """A whole array over structures."""
-        if name not in self._whole:
-            self._whole[name] = self.rows(name, 0, None)
-        return self._whole[name]
 
 
 class StructureStore:
@@ -94,10 +88,16 @@ class StructureStore:
         ):
             if stop > first:
                 number = [self.group_names.index(name) for name in part.names("groups")]
-                self.group[first:stop] = np.asarray(number, np.int32)[part.whole("group")]
-                self.structure_offset[first:stop] = part.whole("structure_offset")[:-1] + start
+                self.group[first:stop] = np.asarray(number, np.int32)[part.rows("group", 0, None)]
+                self.structure_offset[first:stop] = (
+                    part.rows("structure_offset", 0, None)[:-1] + start
+                )
         self.structure_offset[-1] = self.n_environments
         self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
+        self._whole = lru_cache(maxsize=_CACHED_ARRAYS)(self._read_whole)
+
+    def _read_whole(self, part: int, name: str) -> NDArray[Any]:
+        return self._parts[part].rows(name, 0, None)
 
     def _read_chunk(self, part: int, name: str, chunk: int) -> NDArray[Any]:
         start = chunk * CHUNK_ROWS
@@ -119,11 +119,11 @@ class StructureStore:
     def structure(self, name: str, index: int) -> NDArray[Any]:
         """Row ``index`` of an array over structures."""
         part, local = self._locate(index)
-        return np.asarray(self._parts[part].whole(name)[local])
+        return np.asarray(self._whole(part, name)[local])
 
     def over_structures(self, name: str) -> NDArray[Any]:
         """A whole array over structures (energy, source_frame, ...)."""
-        return np.concatenate([part.whole(name) for part in self._parts])
+        return np.concatenate([part.rows(name, 0, None) for part in self._parts])
 
     @property
     def symbols(self) -> str:
@@ -153,7 +153,7 @@ class StructureStore:
             here = part.names("source_files")
             names += [name for name in here if name not in names]
             number = np.asarray([names.index(name) for name in here], np.int32)
-            index.append(number[part.whole("source_file")])
+            index.append(number[part.rows("source_file", 0, None)])
         return np.concatenate(index), names
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -189,7 +189,7 @@ class StructureStore:
 
     def _cut(self, index: int, begin: int, start: int, stop: int, cutoff: float) -> Piece:
         part, local = self._locate(index)
-        rows = slice(*self._parts[part].whole("bin_offset")[local : local + 2])
+        rows = slice(*self._whole(part, "bin_offset")[local : local + 2])
 
         def read(a: int, b: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
             x, y = begin + a, begin + b
@@ -204,7 +204,7 @@ class StructureStore:
             bin_shape=self.structure("bin_shape", index),
             bin_box=self.structure("bin_box", index),
             bin_origin=self.structure("bin_origin", index),
-            bin_range=self._parts[part].whole("bin_range")[rows],
+            bin_range=self._whole(part, "bin_range")[rows],
             cell=self.structure("cell", index),
             pbc=self.structure("pbc", index),
             start=start,

@@ -76,7 +76,9 @@ def reading(
         length=LENGTH_UNITS[
             _known(units.get("length", "angstrom"), tuple(LENGTH_UNITS), "units: length")
         ],
-        energy=ENERGY_UNITS[_known(units.get("energy", "eV"), tuple(ENERGY_UNITS), "units: energy")],
+        energy=ENERGY_UNITS[
+            _known(units.get("energy", "eV"), tuple(ENERGY_UNITS), "units: energy")
+        ],
         types=types,
     )
 

@@ -1,4 +1,4 @@
-"""Mistakes, tried as a user makes them: one clear message, nothing lost, the same command goes on."""
+"""Mistakes as users make them: one clear message, nothing lost, the same command goes on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,31 @@ JOB, INPUT, STORE, RESOURCE = 2, 3, 4, 5
 """Exit codes."""
 
 
+class _Silent:
+    def readouterr(self) -> tuple[str, str]:
+        return "", ""
+
+
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
-    """The rigidities of the probe without any mistake."""
+def good(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    """A run without any mistake."""
     with pytest.MonkeyPatch.context() as patch:
+        desk = Desk(tmp_path_factory.mktemp("good"), patch, _Silent())
+        desk.finish()
+    return desk
 
-        class Silent:
-            def readouterr(self) -> tuple[str, str]:
-                return "", ""
 
-        return Desk(tmp_path_factory.mktemp("good"), patch, Silent()).finish()
+@pytest.fixture(scope="module")
+def expected(good: Desk) -> NDArray[np.float64]:
+    """The rigidities of the probe without any mistake."""
+    return good.of_probe("lpr")
+
+
+@pytest.fixture
+def done(desk: Desk, good: Desk) -> Desk:
+    """A desk with a copy of the finished results."""
+    shutil.copytree(good.results, desk.results, symlinks=True)
+    return desk
 
 
 def leftovers(desk: Desk) -> list[Path]:
@@ -358,9 +373,7 @@ def test_folder_that_is_none_of_dlpr(desk: Desk, command: str) -> None:
     assert command == "info" or "dlpr run" in desk.refuses(command, "empty", code=STORE)
 
 
-def test_something_else_is_named_like_the_result(
-    desk: Desk, expected: NDArray[np.float64]
-) -> None:
+def test_something_else_is_named_like_the_result(desk: Desk, expected: NDArray[np.float64]) -> None:
     desk.does("plan", "job.yaml")
     place = desk.results / "rigidity.zarr"
     for make in (lambda: place.mkdir(), lambda: place.write_text("mine")):
@@ -375,16 +388,16 @@ def test_something_else_is_named_like_the_result(
     np.testing.assert_array_equal(desk.of_probe("lpr"), expected)
 
 
-def test_clean_removes_a_link_that_was_left_behind(desk: Desk) -> None:
-    desk.finish()
+def test_clean_removes_a_link_that_was_left_behind(done: Desk) -> None:
+    desk = done
     (desk.results / ".rigidity.zarr.1-aa.partial").symlink_to("work")
     desk.does("clean", "results")
     assert leftovers(desk) == []
     assert np.isfinite(desk.of_probe("lpr")).all()
 
 
-def test_store_of_a_newer_format(desk: Desk) -> None:
-    desk.finish()
+def test_store_of_a_newer_format(done: Desk) -> None:
+    desk = done
     path = desk.results / "job.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"format_version": 99}))
@@ -404,8 +417,8 @@ def test_store_of_a_newer_format(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("place", ["rows-*/plan.json", "result-*/rigidity.zarr/zarr.json"])
-def test_stage_of_a_newer_format(desk: Desk, place: str) -> None:
-    desk.finish()
+def test_stage_of_a_newer_format(done: Desk, place: str) -> None:
+    desk = done
     path = desk.stage(place)
     record = json.loads(path.read_text())
     record.get("attributes", record)["format_version"] = 99
@@ -440,7 +453,7 @@ def test_disk_full(
 
     monkeypatch.setattr(os, "fsync", fsync)
     kept = desk.receipts()
-    for calls in (0, 7, 40, 50, 25, 25):
+    for calls in (0, 20, 75, 75, 12, 12, 30):
         left = calls
         message = desk.refuses("work", "results", code=RESOURCE)
         assert word in message
@@ -450,7 +463,7 @@ def test_disk_full(
         assert leftovers(desk) == []
         assert not (desk.results / "rigidity.zarr").exists()
         kept = desk.receipts()
-    assert len(kept) > 3
+    assert len(kept) > 6  # it failed in one stage after another
     monkeypatch.setattr(os, "fsync", real)
     desk.does("work", "results")
     assert kept.items() <= desk.receipts().items()
@@ -487,10 +500,11 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+PIECES = ["features", "rows", "rigidity"]
 DAMAGED = {
     "index": ("index-*/parts/000000.npz", ["structures"]),
-    "structures": ("structures-*/parts/000000.zarr/position/c.0.0", ["features", "rows"]),
-    "structures' metadata": ("structures-*/parts/000000.zarr/position/zarr.json", ["features"]),
+    "structures": ("structures-*/parts/000000.zarr/position/c.0.0", PIECES),
+    "structures' metadata": ("structures-*/parts/000000.zarr/position/zarr.json", PIECES),
     "features": ("features-*/features.zarr/environment_feature/c.0.0", ["rows"]),
     "features' metadata": ("features-*/features.zarr/environment_feature/zarr.json", ["rows"]),
     "features' root": ("features-*/features.zarr/zarr.json", ["rows"]),
@@ -505,13 +519,13 @@ DAMAGED = {
 """What is damaged, and the stages that are computed anew and so read it (the result always is)."""
 
 
-@pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink])
+@pytest.mark.parametrize("damage", [_flip, Path.unlink])
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_data(
-    desk: Desk, expected: NDArray[np.float64], name: str, damage: Callable[[Path], None]
+    done: Desk, expected: NDArray[np.float64], name: str, damage: Callable[[Path], None]
 ) -> None:
+    desk = done
     pattern, readers = DAMAGED[name]
-    desk.finish()
     for stage in readers:
         for folder in desk.results.glob(f"work/{stage}-*"):
             shutil.rmtree(folder)
@@ -534,19 +548,16 @@ def test_damaged_data(
     if damage is _flip and name != "result's root":
         assert noted
         assert len(redone) == 1
-    desk.does("status", "results", "--verify")
-    assert "damaged or gone" not in desk.does("work", "results")
 
 
-def test_flipped_bit_is_noticed_by_a_reader_of_the_result(desk: Desk) -> None:
-    desk.finish()
-    _flip(desk.results / "rigidity.zarr" / "probe" / "environment_lpr" / "c.0")
+def test_flipped_bit_is_noticed_by_a_reader_of_the_result(done: Desk) -> None:
+    _flip(done.results / "rigidity.zarr" / "probe" / "environment_lpr" / "c.0")
     with pytest.raises(ValueError, match="checksum"):
-        desk.of_probe("lpr")
+        done.of_probe("lpr")
 
 
-def test_receipt_whose_data_vanished(desk: Desk, expected: NDArray[np.float64]) -> None:
-    desk.finish()
+def test_receipt_whose_data_vanished(done: Desk, expected: NDArray[np.float64]) -> None:
+    desk = done
     parts = desk.stage("rows-*/parts")
     before = desk.receipts()
     shutil.rmtree(parts)
@@ -559,8 +570,8 @@ def test_receipt_whose_data_vanished(desk: Desk, expected: NDArray[np.float64]) 
 
 
 @pytest.mark.parametrize("name", ["summary.json", "live.json", "events.jsonl"])
-def test_record_that_is_cut_short(desk: Desk, name: str) -> None:
-    desk.finish()
+def test_record_that_is_cut_short(done: Desk, name: str) -> None:
+    desk = done
     before, summary = desk.receipts(), (desk.results / "summary.json").read_bytes()
     _cut(desk.results / name)
     desk.does("status", "results")
@@ -610,7 +621,7 @@ def test_live_owner_is_named(desk: Desk) -> None:
         for arguments in (["run", "job.yaml"], ["ingest", "job.yaml"], ["clean", "results"]):
             message = desk.refuses(*arguments, code=STORE)
             assert f"process {os.getpid()}" in message
-            assert str(desk.results) in message
+            assert "results belongs to a run that is alive" in message
             assert "--output" in message
         assert f"process {os.getpid()}" in desk.does("status", "results")
         desk.does("work", "results")  # helps a run that is going on

@@ -117,7 +117,7 @@ def store(path: Path, frames: list[Atoms]) -> list[Atoms]:
 # runs --------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False)
 class Outcome:
     """What a run left."""
 
@@ -259,7 +259,7 @@ def full_features(
     return np.array(block.values)[np.lexsort((samples[:, 1], samples[:, 0]))]
 
 
-@dataclass
+@dataclass(repr=False)
 class Oracle:
     """Rigidities by NumPy and SciPy alone, all in memory."""
 

@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import zarr
-from ase import Atoms
 from ase.io.extxyz import output_column_format
 from numpy.typing import NDArray
 
-from dlpr.errors import CorruptPartError, InputError, JobError, StoreError
+from dlpr.errors import CorruptPartError, JobError, StoreError
+from dlpr.exports.structures import SetStructures
 from dlpr.handles import Result
 from dlpr.stages.result import QUANTILES
-from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json, atomic_file
-from dlpr.store.folder import StageFolder
 
 SUFFIXES = {
     ".extxyz": "extxyz",
@@ -38,8 +35,6 @@ SUFFIXES = {
 }
 """Formats by the suffix of a file, which ``.gz`` may follow (but for Parquet)."""
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
-CHEMISCOPE_ATOMS = 100_000
-"""Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
 _BLOCK_ROWS = 1 << 16
 _comment_format: Callable[..., Any] = output_column_format
 
@@ -104,7 +99,7 @@ def export(
             _TABLES[kind](file, rows)
         return target
     with _explained(result):
-        of_set = _SetStructures(result, _only_set(result, name))
+        of_set = SetStructures(result, _only_set(result, name))
         chosen = _choose(structures, of_set.n_structures)
         if kind == "chemiscope":
             of_set.check_chemiscope(chosen)
@@ -196,133 +191,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-# structures -------------------------------------------------------------------------------------
-
-
-class _SetStructures:
-    """The structures of one set of a result, with their rigidities, one at a time."""
-
-    def __init__(self, result: Result, name: str) -> None:
-        path = result.path.resolve().parent
-        if not (path / "plan.json").exists():
-            raise StoreError(
-                f"{result.path} lies apart from the structures that it was computed from (there is "
-                f"no {path / 'plan.json'}). Export from the run's own output folder; csv and "
-                f"parquet need the result alone."
-            )
-        self.name = name
-        self._folder = StageFolder(path)
-        rigidity = self._folder.input(name)
-        self._task = self._folder.settings["sets"].index(name)
-        self._store: StructureStore = open_structures(rigidity.input("structures"))
-        group = result.open(name)
-        self._lpr = self._column(group, "environment_lpr")
-        self._ratio = self._column(group, "environment_prior_ratio")
-        self._pr = self._column(group, "structure_pr")
-        self._source_file, self._source_files = self._store.sources()
-        # a part without any force has no array of forces
-        receipts = self._store.folder.receipts()
-        counts = [receipt.facts["n_structures"] for receipt in receipts]
-        self._has_forces = np.repeat([r.facts["labels"]["forces"] > 0 for r in receipts], counts)
-        hypers = rigidity.settings["features"]["descriptor"]
-        self.cutoff = float(hypers.get("soap", {}).get("cutoff", {}).get("radius", 3.5))
-
-    def _column(self, group: zarr.Group, name: str) -> _Rows:
-        array = group[name]
-        assert isinstance(array, zarr.Array)
-
-        def damaged(error: object) -> CorruptPartError:
-            return self._folder.corrupt(self._task, f"{self.name}/{name}", error)
-
-        return _Rows(array, damaged)
-
-    @property
-    def n_structures(self) -> int:
-        return self._store.n_structures
-
-    def group(self, index: int) -> str:
-        return str(self._store.group_names[self._store.group[index]])
-
-    def structure_pr(self, index: int) -> float:
-        return float(self._pr.read(index, index + 1)[0])
-
-    def n_atoms(self, chosen: range) -> int:
-        return int(np.diff(self._store.structure_offset)[np.asarray(chosen)].sum())
-
-    def check_chemiscope(self, chosen: range) -> None:
-        """Refuse more atoms than chemiscope can show.
-
-        Raises
-        ------
-        InputError
-        """
-        n_atoms = self.n_atoms(chosen)
-        if n_atoms > CHEMISCOPE_ATOMS:
-            raise InputError(
-                f"{self.name}: the {len(chosen)} structures have {n_atoms} atoms; chemiscope shows "
-                f"up to {CHEMISCOPE_ATOMS}. Choose some with --structures (such as 0:10 or ::5), "
-                f"or write extxyz for OVITO."
-            )
-
-    def frame(self, index: int) -> Any:
-        """One structure in its source's order of atoms, rigidities among its arrays."""
-        store = self._store
-        start, stop = (int(edge) for edge in store.structure_offset[index : index + 2])
-        # ``stored[atom]`` is the stored row of an atom of the source frame
-        stored = np.argsort(store.read("source_atom", start, stop), kind="stable")
-        atoms: Any = Atoms(
-            numbers=store.read("species", start, stop)[stored],
-            positions=store.read("position", start, stop)[stored],
-            cell=store.structure("cell", index),
-            pbc=store.structure("pbc", index),
-        )
-        # rigidity.zarr has the source's order already
-        atoms.set_array("lpr", self._lpr.read(start, stop))
-        atoms.set_array("prior_ratio", self._ratio.read(start, stop))
-        if self._has_forces[index]:
-            forces = store.read("force", start, stop)[stored]
-            if np.isfinite(forces).all():
-                atoms.set_array("forces", forces)
-        for label in ("energy", "stress"):
-            value = store.structure(label, index)
-            if np.isfinite(value).all():
-                atoms.info[label] = float(value) if value.ndim == 0 else value
-        atoms.info["structure_pr"] = self.structure_pr(index)
-        atoms.info["group"] = self.group(index)
-        atoms.info["source_file"] = self._source_files[self._source_file[index]]
-        atoms.info["source_frame"] = int(store.structure("source_frame", index))
-        return atoms
-
-
-class _Rows:
-    """Rows of a Zarr array, of which one chunk is held."""
-
-    def __init__(
-        self, array: zarr.Array[Any], damaged: Callable[[object], CorruptPartError]
-    ) -> None:
-        self._array, self._damaged = array, damaged
-        self._size = array.chunks[0]
-        self._chunk, self._held = -1, np.empty(0)
-
-    def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = [np.empty(0)]
-        while start < stop:
-            chunk, row = divmod(start, self._size)
-            if chunk != self._chunk:
-                self._held, self._chunk = self._read_chunk(chunk), chunk
-            found.append(self._held[row : row + stop - start])
-            start += len(found[-1])
-        return np.concatenate(found)
-
-    def _read_chunk(self, chunk: int) -> NDArray[np.float64]:
-        try:
-            rows = self._array[chunk * self._size : (chunk + 1) * self._size]
-        except (OSError, ValueError) as error:
-            raise self._damaged(error) from error
-        return np.asarray(rows, np.float64)
-
-
-def _write_extxyz(file: BinaryIO, of_set: _SetStructures, chosen: range) -> None:
+def _write_extxyz(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:
     for index in chosen:
         for text in _extxyz(of_set.frame(index)):
             file.write(text.encode())
@@ -346,7 +215,7 @@ def _extxyz(atoms: Any) -> Iterator[str]:
         yield "".join(row % (symbol, *values) for symbol, values in pairs)
 
 
-def _write_chemiscope(file: BinaryIO, of_set: _SetStructures, chosen: range) -> None:
+def _write_chemiscope(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:
     import chemiscope
 
     scope: Any = chemiscope
@@ -389,7 +258,7 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-_STRUCTURES: dict[str, Callable[[BinaryIO, _SetStructures, range], None]] = {
+_STRUCTURES: dict[str, Callable[[BinaryIO, SetStructures, range], None]] = {
     "extxyz": _write_extxyz,
     "chemiscope": _write_chemiscope,
 }

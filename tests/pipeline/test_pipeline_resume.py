@@ -1,0 +1,258 @@
+"""A run that is run again does what is missing, and nothing else, to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pipeline_cases import (
+    SPECIES,
+    Outcome,
+    assert_same_bits,
+    crystals,
+    load,
+    make_job,
+    run,
+    shapes,
+    store,
+)
+
+from dlpr.engine.events import Event
+from dlpr.job import Job
+from dlpr.store.folder import folders
+
+SYMBOLS = SPECIES[2]
+SETS = {"train": "train", "test": {"files": "test.xyz"}}
+INPUTS = ("train.xyz", "test.xyz")
+NUMERICS = {"block_environments": 16, "task_environments": 32}
+FACTOR_ON = {"factor of the hessian", "rigidity of train", "rigidity of test", "result"}
+
+
+class Killed(Exception):
+    """Raised in the middle of a run."""
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with input files and a finished run, stored test features and all."""
+    folder = tmp_path_factory.mktemp("resume")
+    store(folder / "train.xyz", crystals(SYMBOLS, 12))
+    store(folder / "test.xyz", crystals(SYMBOLS, 4, seed=3, big=4) + shapes(SYMBOLS))
+    run(job_in(folder, "out"))
+    return folder
+
+
+@pytest.fixture
+def bench(pristine: Path) -> Iterator[Path]:
+    """The same folder, to be disturbed: jobs write to a copy of the finished run."""
+    shutil.copytree(pristine / "out", pristine / "bench", symlinks=True)
+    for name in INPUTS:
+        shutil.copy2(pristine / name, pristine / f"{name}.kept")
+    yield pristine
+    for name in ("bench", "fresh"):
+        shutil.rmtree(pristine / name, ignore_errors=True)
+    for name in INPUTS:
+        (pristine / f"{name}.kept").replace(pristine / name)
+
+
+def job_in(folder: Path, output: str = "bench", **given: object) -> Job:
+    given = {"output": output, "store_test_features": True, "numerics": NUMERICS, **given}
+    return make_job(folder, test=SETS, **given)
+
+
+def receipts_of(output: Path) -> set[tuple[str, int]]:
+    return {
+        (folder.name, task)
+        for folder in folders(output / "work")
+        for task in range(folder.n_tasks)
+        if folder.receipt(task) is not None
+    }
+
+
+def done_in(found: Outcome) -> list[tuple[str, int]]:
+    """Stage folder and task of every task event."""
+    return [
+        (found.used[event.stage].name, event.receipt.task)
+        for event in found.events
+        if event.kind == "task" and event.receipt is not None
+    ]
+
+
+def renew(path: Path) -> None:
+    """The same content and a new time."""
+    path.write_bytes(path.read_bytes())
+    stamp = path.stat().st_mtime_ns + 5_000_000_000
+    os.utime(path, ns=(stamp, stamp))
+
+
+def reason(found: Outcome, role: str) -> str:
+    return next(e.text for e in found.events if e.kind == "stage" and e.stage == role)
+
+
+def test_a_finished_run_does_nothing(pristine: Path) -> None:
+    found = run(job_in(pristine, "out"))
+    assert found.tasks == {}
+    assert {e.text for e in found.events if e.kind == "stage"} == {"reused"}
+
+
+def test_without_some_receipts_those_tasks_alone_are_done(pristine: Path) -> None:
+    before = run(job_in(pristine, "out"))
+    chosen = {
+        ("index of train", 0),
+        ("structures of test", 0),
+        ("features of train", 1),
+        ("features of test", 0),
+        ("rows", 2),
+        ("hessian", 0),
+        ("factor of the hessian", 0),
+        ("rigidity of test", 1),
+        ("rigidity of train", 0),
+        ("result", 1),
+    }
+    output = pristine / "less"
+    shutil.copytree(pristine / "out", output, symlinks=True)
+    for role, task in chosen:
+        (output / "work" / before.used[role].name / f"receipts/{task:06d}.json").unlink()
+    found = run(job_in(pristine, output="less"))
+    assert set(done_in(found)) == {(before.used[role].name, task) for role, task in chosen}
+    assert len(done_in(found)) == len(chosen)
+    assert reason(found, "rows") == "continued"
+    assert_same_bits(pristine / "out", output)
+
+
+def test_a_part_that_vanished_is_done_again(pristine: Path) -> None:
+    before = run(job_in(pristine, "out"))
+    output = pristine / "vanished"
+    shutil.copytree(pristine / "out", output, symlinks=True)
+    gone = ("rows", "rigidity of test")
+    for role in gone:
+        (output / "work" / before.used[role].name / "parts/000001.npz").unlink()
+    feature = output / "work" / before.used["features of train"].name
+    (feature / "features.zarr/environment_feature/c.0.0").unlink()
+    found = run(job_in(pristine, output="vanished"))
+    assert found.tasks == {"features of train": 1, "rows": 1, "rigidity of test": 1}
+    assert_same_bits(pristine / "out", output)
+
+
+@pytest.mark.parametrize("deaths", [(1,), (6, 1, 7), (2, 3, 5, 4)])
+def test_kills_in_the_middle_cost_no_finished_task(pristine: Path, deaths: tuple[int, ...]) -> None:
+    name = "killed" + "".join(map(str, deaths))
+    job, output = job_in(pristine, output=name), pristine / name
+    done: list[tuple[str, int]] = []
+    for death in deaths:
+        left = [death]
+
+        def die(event: Event, left: list[int] = left) -> None:
+            left[0] -= event.kind == "task"
+            if not left[0]:
+                raise Killed
+
+        before = receipts_of(output)
+        with pytest.raises(Killed):
+            run(job, die)
+        new = receipts_of(output) - before
+        assert len(new) == death
+        done += new
+    before = receipts_of(output)
+    found = run(job)
+    assert not before & set(done_in(found))
+    done += done_in(found)
+    assert len(done) == len(set(done))
+    assert set(done) == receipts_of(output)
+    assert_same_bits(pristine / "out", output)
+
+
+def test_another_regularizer_starts_from_the_hessian(bench: Path) -> None:
+    linear = {"regularizer": 1e-3}
+    found = run(job_in(bench, linear=linear))
+    assert set(found.tasks) == FACTOR_ON
+    assert "regularizer: 0.0001 -> 0.001" in reason(found, "factor of the hessian")
+    run(job_in(bench, linear=linear, output="fresh"))
+    assert_same_bits(bench / "fresh", bench / "bench")
+
+
+def test_back_to_former_settings_is_free(pristine: Path, bench: Path) -> None:
+    run(job_in(bench, linear={"regularizer": 1e-3}))
+    found = run(job_in(bench))
+    assert found.tasks == {}
+    assert_same_bits(pristine / "out", bench / "bench")
+
+
+@pytest.mark.parametrize(
+    ("linear", "more"),
+    [
+        ({"rows": "sum"}, {"hessian"}),
+        ({"centre_species": "shared"}, {"hessian"}),
+        ({"scale": "none"}, set()),
+    ],
+)
+def test_another_convention_reuses_features_and_rows(
+    bench: Path, linear: dict[str, str], more: set[str]
+) -> None:
+    found = run(job_in(bench, linear=linear))
+    assert set(found.tasks) == FACTOR_ON | more
+    run(job_in(bench, linear=linear, output="fresh"))
+    assert_same_bits(bench / "fresh", bench / "bench")
+
+
+def test_another_solver_starts_from_the_rows(bench: Path) -> None:
+    found = run(job_in(bench, solver="qr"))
+    assert set(found.tasks) == {"triangle", "factor of the triangle"} | FACTOR_ON - {
+        "factor of the hessian"
+    }
+
+
+def test_a_touched_file_is_read_again_and_nothing_else_happens(pristine: Path, bench: Path) -> None:
+    renew(bench / "train.xyz")
+    found = run(job_in(bench))
+    assert found.tasks == {"index of train": 1, "structures of train": 1}
+    assert reason(found, "structures of train").startswith("changed: sources")
+    assert_same_bits(pristine / "out", bench / "bench")
+
+
+def test_a_full_fingerprint_sees_that_a_touched_file_is_the_same(bench: Path) -> None:
+    train = {"files": "train.xyz", "fingerprint": "full"}
+    renew(bench / "train.xyz")
+    run(make_job(bench, train, SETS, output="fresh"))
+    renew(bench / "train.xyz")
+    assert run(make_job(bench, train, SETS, output="fresh")).tasks == {}
+
+
+def test_a_moved_atom_of_a_test_set_concerns_that_set_alone(bench: Path) -> None:
+    frames = load(bench / "test.xyz")
+    frames[0].positions[0, 0] += 0.001
+    store(bench / "test.xyz", frames)
+    found = run(job_in(bench))
+    assert set(found.tasks) == {
+        f"{step} of test" for step in ("index", "structures", "features", "rigidity")
+    } | {"result"}
+    run(job_in(bench, output="fresh"))
+    assert_same_bits(bench / "fresh", bench / "bench")
+
+
+def test_a_moved_atom_of_the_training_set_concerns_all(pristine: Path, bench: Path) -> None:
+    frames = load(bench / "train.xyz")
+    frames[-1].positions[0, 0] += 0.001
+    store(bench / "train.xyz", frames)
+    found = run(job_in(bench))
+    steps = ("index", "structures", "features", "rigidity")
+    assert set(found.tasks) == {
+        *(f"{step} of train" for step in steps),
+        *("rows", "hessian", "factor of the hessian", "rigidity of test", "result"),
+    }
+    run(job_in(bench, output="fresh"))
+    assert_same_bits(bench / "fresh", bench / "bench")
+    with pytest.raises(AssertionError):
+        assert_same_bits(pristine / "out", bench / "bench")
+
+
+def test_frames_in_another_order_are_another_input(bench: Path) -> None:
+    frames = load(bench / "train.xyz")
+    store(bench / "train.xyz", frames[::-1])
+    found = run(job_in(bench))
+    assert {"rows", "hessian", "rigidity of test"} <= set(found.tasks)
+    run(job_in(bench, output="fresh"))
+    assert_same_bits(bench / "fresh", bench / "bench")

@@ -1,0 +1,62 @@
+"""The memory promised before the run is kept by every worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+
+from dlpr.api import open_job
+from dlpr.engine import memory
+from dlpr.engine.cluster import LocalSpec
+from dlpr.engine.executors import EmbeddedExecutor
+from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.workspace import Workspace
+
+SOAP = {
+    "cutoff": {"radius": 5.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
+    "density": {"type": "Gaussian", "width": 0.4},
+    "basis": {"type": "TensorProduct", "max_angular": 5, "radial": {"type": "Gto", "max_radial": 5}},
+}
+
+
+def write_frames(folder: Path) -> None:
+    """Two species; many small frames, and one that is cut by space."""
+    rng = np.random.default_rng(1)
+    small = []
+    for _ in range(120):
+        atoms = ase.build.bulk("SiC", "zincblende", a=4.36 * rng.uniform(0.97, 1.1), cubic=True)
+        atoms = atoms.repeat(2)
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+        small.append(atoms)
+    ase.io.write(folder / "small.xyz", small, format="extxyz")
+    large = ase.build.bulk("SiC", "zincblende", a=4.4, cubic=True).repeat((11, 11, 11))
+    large.positions += rng.normal(0, 0.1, large.positions.shape)
+    ase.io.write(folder / "large.xyz", large, format="extxyz")
+
+
+@pytest.mark.timeout(600)
+def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
+    write_frames(tmp_path)
+    job = {
+        "train": {"files": str(tmp_path / "small.xyz")},
+        "test": {"large": {"files": str(tmp_path / "large.xyz")}, "train": "train"},
+        "descriptor": {"soap": SOAP},
+        "model": {"linear": {"regularizer": 1e-6}},
+    }
+    executor = EmbeddedExecutor(LocalSpec(1, 1, 4 << 30))
+    workspace = Workspace(tmp_path / "out", executor)
+    try:
+        Pipeline(open_job(job), workspace).result()
+    finally:
+        executor.close()
+    promised = 0
+    for role, folder in workspace.used.items():
+        # a process's peak is that of all it has done so far
+        promised = max(promised, memory.BASE_NBYTES + memory.task_nbytes(folder))
+        peak = max(receipt.cost["peak_nbytes"] for receipt in folder.receipts())
+        assert peak <= promised, f"{role}: {peak} bytes, {promised} promised"
+    assert promised < 3 * peak, "a promise this loose refuses machines that would do"
