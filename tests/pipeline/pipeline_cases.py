@@ -126,6 +126,9 @@ class Outcome:
     events: list[Event]
     used: dict[str, StageFolder]
 
+    def __repr__(self) -> str:
+        return f"Outcome({self.output})"
+
     @property
     def facts(self) -> dict[str, Any]:
         """Facts of the factorization."""
