@@ -17,7 +17,7 @@ from dlpr.stages.features import ARRAY
 from dlpr.stages.result import STORE
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
-from dlpr.store.folder import StageFolder
+from dlpr.store.folder import StageFolder, check_format
 from dlpr.tables import rigidity_table
 
 
@@ -172,12 +172,17 @@ class Result:
                 f"what is missing; `dlpr work {output}` does it."
             )
 
+        check_format(self._root.attrs.get("format_version"), self.path)
+
+    @property
+    def _root(self) -> zarr.Group:
+        return zarr.open_group(str(self.path), mode="r")
+
     @cached_property
     def summary(self) -> dict[str, list[Json]]:
         """Per set, rows per group and species: counts and quantiles."""
-        root = zarr.open_group(str(self.path), mode="r")
-        names = cast("dict[str, Any]", root.attrs["job"])["test"]
-        return {name: cast("list[Json]", root[name].attrs["summary"]) for name in names}
+        names = cast("dict[str, Any]", self._root.attrs["job"])["test"]
+        return {name: cast("list[Json]", self._root[name].attrs["summary"]) for name in names}
 
     @property
     def sets(self) -> list[str]:
@@ -194,7 +199,7 @@ class Result:
         """
         if name not in self.sets:
             raise StoreError(f"{self.path} has no set {name!r}; it has: {', '.join(self.sets)}.")
-        group = zarr.open_group(str(self.path), mode="r")[name]
+        group = self._root[name]
         assert isinstance(group, zarr.Group)
         return group
 

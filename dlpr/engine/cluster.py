@@ -78,6 +78,7 @@ def start_local(spec: LocalSpec, environment: dict[str, str]) -> tuple[Any, Any]
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 local_directory=None if spec.scratch is None else str(spec.scratch),
                 silence_logs=logging.CRITICAL,
+                config=DASK_CONFIG,  # for workers that are started again after this block
                 env={**environment, "RAYON_NUM_THREADS": str(spec.threads_per_worker)},
             )
         return cluster, Client(cluster, set_as_default=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import google_crc32c
 
-from dlpr.store.arrays import CHECKSUM_NBYTES
+from dlpr.store.arrays import CHECKSUM_NBYTES, METADATA, checksums
 from dlpr.store.files import read_json
 from dlpr.store.folder import StageFolder
 
@@ -62,7 +62,12 @@ def _is_whole(path: Path, size: int, check: Any) -> bool:
     try:
         if path.stat().st_size != size:
             return False
-        found = _member_checksums(path) if isinstance(check, dict) else _chunk_checksum(path, size)
+        if isinstance(check, dict):
+            found: Any = _member_checksums(path)
+        elif path.name == METADATA:
+            found = checksums([path], path.parent)[METADATA]
+        else:
+            found = _chunk_checksum(path, size)
     except UNREADABLE:
         return False
     return bool(found == check)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlpr.errors import InputError, JobError
 from dlpr.stages.structures import CHUNK_ROWS, PER_ENVIRONMENT, part_name
-from dlpr.store.arrays import checksums, chunk_files, create_array, create_group
+from dlpr.store.arrays import checksums, create_array, create_group, store_files
 from dlpr.store.files import Json, atomic_folder, explained
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
 from dlpr.structures.files import Source, expand, fingerprint, is_compressed
@@ -126,7 +126,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     target = folder.path / part_name(task)
     with atomic_folder(target) as partial:
         _write(partial, frames, counts)
-    return checksums(chunk_files(target), folder.path), _facts(frames, counts)
+    return checksums(store_files(target), folder.path), _facts(frames, counts)
 
 
 def reading_of(settings: Json) -> Reading:

@@ -15,7 +15,15 @@ from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import StoreError
 from dlpr.stages.rigidity import UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
-from dlpr.store.arrays import checksums, chunk_files, create_array, create_group, write_rows
+from dlpr.store.arrays import (
+    METADATA,
+    check_metadata,
+    checksums,
+    create_array,
+    create_group,
+    store_files,
+    write_rows,
+)
 from dlpr.store.files import (
     Json,
     atomic_folder,
@@ -73,7 +81,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         _write_structures(group, partial, rigidity, structures)
         group.attrs["summary"] = summary_rows = _summary(group, structures)
     facts = {"summary": summary_rows, "n_environments": structures.n_environments}
-    return checksums(chunk_files(target), folder.path), facts
+    return checksums(store_files(target), folder.path), facts
 
 
 def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
@@ -249,7 +257,9 @@ def check(folder: StageFolder) -> None:
         For the first set that cannot be read.
     """
     for name, receipt in zip(folder.settings["sets"], folder.receipts(), strict=True):
-        arrays = {PurePosixPath(chunk).parent.name for chunk in receipt.files}
+        check_metadata(folder, receipt.task)
+        chunks = [file for file in receipt.files if not file.endswith(METADATA)]
+        arrays = {PurePosixPath(chunk).parent.name for chunk in chunks}
         try:
             group = zarr.open_group(str(folder.path / STORE / name), mode="r")
             for array in sorted(arrays):

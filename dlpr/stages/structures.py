@@ -11,6 +11,7 @@ import zarr
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from dlpr.store.arrays import check_metadata
 from dlpr.store.folder import StageFolder
 from dlpr.structures.frames import Piece
 from dlpr.structures.spatial import cut_cluster
@@ -39,6 +40,7 @@ class _Part:
     @cached_property
     def _group(self) -> zarr.Group:
         name = part_name(self._number)
+        check_metadata(self._folder, self._number)
         try:
             return zarr.open_group(str(self._folder.path / name), mode="r")
         except UNREADABLE as error:

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec
 
 from dlpr.store.files import explained
+from dlpr.store.folder import StageFolder
 
 # Dask gives the parallelism; Zarr's own threads would multiply with it. Whether chunks equal to the
 # fill value are written is no property of a stored array: it is said here for every opening.
@@ -20,6 +22,7 @@ zarr.config.set(
 )
 
 CHECKSUM_NBYTES = 4
+METADATA = "zarr.json"
 
 
 def create_array(
@@ -70,12 +73,36 @@ def chunk_files(path: Path) -> list[Path]:
     return sorted(f for f in path.rglob("c*") if f.name == "c" or f.name.startswith("c."))
 
 
+def store_files(path: Path) -> list[Path]:
+    """All chunk and metadata files below ``path``."""
+    return sorted([*chunk_files(path), *path.rglob(METADATA)])
+
+
 def checksums(files: Iterable[Path], below: Path) -> dict[str, int]:
-    """CRC-32C of chunk files, read off their ends, by name below ``below``."""
+    """CRC-32C of chunks, read off their ends, and of metadata, by name below ``below``."""
     found: dict[str, int] = {}
-    for chunk in files:
-        with chunk.open("rb") as file:
-            file.seek(-CHECKSUM_NBYTES, 2)
-            tail = file.read(CHECKSUM_NBYTES)
-        found[chunk.relative_to(below).as_posix()] = int.from_bytes(tail, "little")
+    for path in files:
+        if path.name == METADATA:
+            check = google_crc32c.value(path.read_bytes())
+        else:
+            with path.open("rb") as file:
+                file.seek(-CHECKSUM_NBYTES, 2)
+                check = int.from_bytes(file.read(CHECKSUM_NBYTES), "little")
+        found[path.relative_to(below).as_posix()] = check
     return found
+
+
+def check_metadata(folder: StageFolder, task: int) -> None:
+    """Compare the metadata of a task's stores with its receipt: a chunk's own checksum says nothing
+    of the shape and the names by which it is found.
+
+    Raises
+    ------
+    CorruptPartError
+    """
+    receipt = folder.receipt(task)
+    for name, (_, check) in receipt.files.items() if receipt is not None else ():
+        if name.endswith(METADATA):
+            path = folder.path / name
+            if checksums([path], folder.path)[name] != check:
+                raise folder.corrupt(task, name, "its bytes have changed")

@@ -131,6 +131,9 @@ def test_a_killed_worker_is_replaced(embedded: EmbeddedExecutor, tmp_path: Path)
     assert sum(again.values()) == 7
     assert all(again[task] == 1 for task in done)
     until(lambda: len(workers()) == 2)
+    embedded._client.wait_for_workers(2, timeout=60)
+    spill = embedded._client.run(dask.config.get, "distributed.worker.memory.spill")
+    assert list(spill.values()) == [False, False], "of the new worker too"
 
 
 def test_embedded_cluster_listens_on_loopback_with_tls(embedded: EmbeddedExecutor) -> None:

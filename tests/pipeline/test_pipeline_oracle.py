@@ -227,8 +227,13 @@ def test_groups_keep_structures_where_they_were(tmp_path: Path) -> None:
     train = store(tmp_path / "train.xyz", crystals(("Ga", "As"), 12))
     grouped = {"files": "train.xyz", "group_by": "config_type"}
     found = run(make_job(tmp_path, grouped, numerics=BLOCKS))
-    assert found.tasks["hessian"] == 2
-    check_against(found.sets["train"], Oracle(train, []), train)
+    oracle, partials = Oracle(train, []), found.used["hessian"]
+    check_against(found.sets["train"], oracle, train)
+    assert partials.n_tasks == 2
+    for task, name in enumerate(("even", "odd")):  # none crosses a group
+        assert partials.receipts()[task].facts["group"] == name
+        trace = np.trace(partials.read_part(task)["matrix"])
+        np.testing.assert_allclose(trace, np.sum(oracle.rows[task::2] ** 2), rtol=1e-12)
     np.testing.assert_array_equal(found.sets["train"]["structure_group"], np.arange(12) % 2)
 
 

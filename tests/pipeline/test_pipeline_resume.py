@@ -22,6 +22,7 @@ from pipeline_cases import (
 
 from dlpr.engine.events import Event
 from dlpr.job import Job
+from dlpr.stages.tasks import run_task
 from dlpr.store.folder import folders
 
 SYMBOLS = SPECIES[2]
@@ -121,6 +122,13 @@ def test_without_some_receipts_those_tasks_alone_are_done(pristine: Path) -> Non
     assert len(done_in(found)) == len(chosen)
     assert reason(found, "rows") == "continued"
     assert_same_bits(pristine / "out", output)
+
+
+def test_a_task_with_a_receipt_is_not_done_again(pristine: Path) -> None:
+    for folder in run(job_in(pristine, "out")).used.values():
+        parts = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
+        assert run_task(str(folder.path), 0) == folder.receipt(0)
+        assert {path: path.stat().st_mtime_ns for path in parts} == parts
 
 
 def test_a_part_that_vanished_is_done_again(pristine: Path) -> None:
