@@ -28,7 +28,7 @@ ROOMS = {
         *("numpy", "featomic", "metatensor"),
         *("dlpr.descriptors", "dlpr.structures.frames", "dlpr.errors"),
     },
-    "dlpr.store": {"numpy", "zarr", "psutil", "dlpr.store", "dlpr.errors"},
+    "dlpr.store": {"numpy", "zarr", "psutil", "google_crc32c", "dlpr.store", "dlpr.errors"},
     "dlpr.stages": {
         *("numpy", "zarr", "ase"),
         *("dlpr.stages", "dlpr.core", "dlpr.descriptors", "dlpr.structures", "dlpr.store"),

@@ -10,7 +10,7 @@ from rich.console import Console
 from dlpr.api import open_job
 from dlpr.cli.report import show
 from dlpr.engine import memory
-from dlpr.engine.estimate import Estimate, estimate, reused, tasks_at_once
+from dlpr.engine.estimate import Estimate, estimate, reused
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import write_job
 from dlpr.engine.pipeline import Pipeline
@@ -39,7 +39,7 @@ def show_plan(path: Path, output: Path | None) -> None:
     ]
     spec = job.cluster.spec
     worst = max(stage.task_nbytes for stage in found.stages)
-    at_once = tasks_at_once(worst, spec.memory_per_worker, spec.threads_per_worker)
+    at_once = memory.tasks_at_once(worst, spec.memory_per_worker, spec.threads_per_worker)
     lines.append(
         f"peak memory of a worker: at most {format_bytes(memory.BASE_NBYTES + at_once * worst)} "
         f"({at_once} task(s) at once) of {format_bytes(spec.memory_per_worker)}"

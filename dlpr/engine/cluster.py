@@ -11,6 +11,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from dlpr.engine.memory import BASE_NBYTES
+
 ALLOWED_FAILURES = 20
 """Deaths of workers under one task before the run gives up: preemption is no fault of a task."""
 
@@ -105,6 +107,4 @@ def _interrupts_later() -> Iterator[None]:
 
 def usable_nbytes(memory_per_worker: int) -> float:
     """What tasks may take of a worker's memory: all but the process itself."""
-    from dlpr.engine.memory import BASE_NBYTES
-
     return float(max(0, memory_per_worker - BASE_NBYTES))

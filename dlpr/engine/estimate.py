@@ -12,7 +12,6 @@ from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
 from dlpr.engine.output import stage_states
 from dlpr.engine.pipeline import Pipeline, default_block, default_task
-from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.ingest import load_index, reading_of
 from dlpr.stages.structures import CHUNK_ROWS
@@ -20,7 +19,6 @@ from dlpr.structures.checks import check_record
 from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record, read_frames
 from dlpr.structures.selection import Where, frame_values
-from dlpr.units import format_bytes
 
 SAMPLED_FILES = 64
 SAMPLED_ATOMS = 512
@@ -92,26 +90,6 @@ class Estimate:
     def peak_nbytes(self) -> int:
         """Memory of a worker that does one task at a time."""
         return memory.BASE_NBYTES + max(stage.task_nbytes for stage in self.stages)
-
-
-def tasks_at_once(task_nbytes: int, memory_per_worker: int, threads: int) -> int:
-    """How many tasks of a size a worker runs at once.
-
-    Raises
-    ------
-    ResourceError
-        If not even one fits.
-    """
-    free = memory_per_worker - memory.BASE_NBYTES
-    if free < task_nbytes:
-        raise ResourceError(
-            f"memory_per_worker is {format_bytes(memory_per_worker)}; one task needs "
-            f"{format_bytes(task_nbytes)} beside the process's own "
-            f"{format_bytes(memory.BASE_NBYTES)}: at least "
-            f"{format_bytes(task_nbytes + memory.BASE_NBYTES)}. Use fewer workers with more "
-            f"memory each, or lower numerics.block_environments."
-        )
-    return min(threads, free // max(1, task_nbytes))
 
 
 def estimate(steps: Pipeline) -> Estimate:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from dlpr.core.blas import blas_kernel, kernel_environment
 from dlpr.engine.cluster import ALLOWED_FAILURES, LocalSpec, start_local
+from dlpr.engine.memory import BASE_NBYTES, tasks_at_once
 from dlpr.errors import ClusterError, ResourceError
 from dlpr.stages.tasks import run_task
 from dlpr.store.files import look_again
@@ -38,6 +39,15 @@ class Executor(Protocol):
 
     def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
         """Do ``tasks`` of a stage; each may need ``nbytes`` of memory beside the process's own."""
+        ...
+
+    def require(self, nbytes: int) -> None:
+        """Refuse before the run what tasks of ``nbytes`` will need and no worker has.
+
+        Raises
+        ------
+        ResourceError
+        """
         ...
 
     def close(self) -> None:
@@ -66,8 +76,6 @@ class DaskExecutor:
             If no worker can hold a task (or, without dlpr's resource, one cannot hold as many as
             it has threads).
         """
-        from dlpr.engine.memory import BASE_NBYTES
-
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
         managed = all("dlpr_nbytes" in worker["resources"] for worker in workers.values())
         slots = 0
@@ -131,6 +139,10 @@ class DaskExecutor:
             with suppress(CancelledError, AsyncCancelledError, OSError, RuntimeError):
                 self.client.cancel(list(waiting))
 
+    def require(self, nbytes: int) -> None:
+        """Refuse tasks that the workers of the moment cannot hold."""
+        self._slots(nbytes)
+
     def _submit(self, folder: StageFolder, task: int, resources: dict[str, float] | None) -> Any:
         return self.client.submit(
             run_task,
@@ -185,6 +197,10 @@ class EmbeddedExecutor:
             self._cluster, self._client = start_local(self.spec, kernel_environment(blas_kernel()))
         return DaskExecutor(self._client).run(folder, tasks, nbytes)
 
+    def require(self, nbytes: int) -> None:
+        """Refuse tasks that a worker cannot hold."""
+        tasks_at_once(nbytes, self.spec.memory_per_worker, self.spec.threads_per_worker)
+
     def close(self) -> None:
         """Stop the cluster."""
         client, cluster = self._client, self._cluster
@@ -237,6 +253,9 @@ class WorkExecutor:
             pause = _POLL if len(claims) < n_claims else min(2 * pause, 10 * _POLL)
             if claims:
                 time.sleep(pause)
+
+    def require(self, nbytes: int) -> None:
+        """This process has whatever memory its user gave it."""
 
     def close(self) -> None:
         """Nothing was started."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from dlpr.core.rows import Blocks
 from dlpr.descriptors import Descriptor
+from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.fold import blocks_of
@@ -20,6 +21,7 @@ from dlpr.stages.rows import PART_NBYTES
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
+from dlpr.units import format_bytes
 
 MIB = 1 << 20
 BASE_NBYTES = 256 * MIB
@@ -36,6 +38,26 @@ RAGGED = 1.6
 """Atoms around a block of a large frame, over those around a cube of as many centres."""
 RESULT_NBYTES = 160
 """Result stage, per environment of a chunk, or of the largest frame stored by space."""
+
+
+def tasks_at_once(task_nbytes: int, memory_per_worker: int, threads: int) -> int:
+    """How many tasks of a size a worker runs at once.
+
+    Raises
+    ------
+    ResourceError
+        If not even one fits.
+    """
+    free = memory_per_worker - BASE_NBYTES
+    if free < task_nbytes:
+        raise ResourceError(
+            f"memory_per_worker is {format_bytes(memory_per_worker)}; one task needs "
+            f"{format_bytes(task_nbytes)} beside the process's own "
+            f"{format_bytes(BASE_NBYTES)}: at least "
+            f"{format_bytes(task_nbytes + BASE_NBYTES)}. Use fewer workers with more "
+            f"memory each, or lower numerics.block_environments."
+        )
+    return min(threads, free // max(1, task_nbytes))
 
 
 def ingest_nbytes(largest_frame: int) -> int:

@@ -115,6 +115,7 @@ def clean(output: Path) -> tuple[list[str], int]:
     OwnerError
         While a run is alive in the folder.
     """
+    output = output.absolute()
     read_job(output)
     lease = Lease(output / "owner.json")
     try:
@@ -122,6 +123,12 @@ def clean(output: Path) -> tuple[list[str], int]:
     except OwnerError as error:
         raise OwnerError(f"nothing was removed: {error}") from None
     with lease.held():
+        busy = [claim for claim in (output / "work").glob("*/claims/*.json") if _is_held(claim)]
+        if busy:
+            raise OwnerError(
+                f"nothing was removed: `dlpr work` is busy in {output} with {len(busy)} task(s), "
+                f"the first of them {busy[0]}. Wait for it or stop it."
+            )
         live = live_stages(output)
         removed, nbytes = [], 0
         for folder in folders(output / "work"):
@@ -129,12 +136,18 @@ def clean(output: Path) -> tuple[list[str], int]:
                 nbytes += disk_usage(folder.path)[0]
                 shutil.rmtree(folder.path)
                 removed.append(folder.name)
-        for partial in [*output.glob(".*.partial"), *(output / "work").rglob(".*.partial")]:
+        for partial in [*output.glob("*.partial"), *(output / "work").rglob("*.partial")]:
             if partial.is_dir() and not partial.is_symlink():
                 shutil.rmtree(partial)
             else:
                 partial.unlink(missing_ok=True)
         return removed, nbytes
+
+
+def _is_held(claim: Path) -> bool:
+    lease = Lease(claim)
+    owner = lease.owner()
+    return owner is not None and lease.is_alive(owner) is not False
 
 
 def disk_usage(path: Path) -> tuple[int, int]:

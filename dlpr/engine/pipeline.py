@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import descriptor
+from dlpr.engine import memory
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError
 from dlpr.job import Job, SetSpec
@@ -19,6 +20,7 @@ from dlpr.stages import ingest as ingest_stage
 from dlpr.stages import result as result_stage
 from dlpr.stages import rigidity as rigidity_stage
 from dlpr.stages import rows as rows_stage
+from dlpr.stages.features import open_descriptor
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -160,12 +162,27 @@ class Pipeline:
             return self.workspace.finish(f"factor of the {stage}", plan)
 
         def make() -> StageFolder:
+            self._require_memory()
             if solver == "qr" or (solver == "auto" and model["regularizer"] == 0.0):
                 return by("triangle", "qr")
             found = by("hessian", solver)
             return by("triangle", "qr") if found.receipts()[0].facts["refused"] else found
 
         return self._once("factor", solver, make)
+
+    def _require_memory(self) -> None:
+        """Refuse, before anything is computed, what no worker could hold at the end."""
+        features = self.feature_settings("train")
+        crowd = memory.crowd_of(self.ingest("train"))
+        calculator = open_descriptor(features["descriptor"])
+        layout = fold_stage.blocks_of(features, self.job.model.spec.model_dump())
+        block = features["block_environments"]
+        needs = [
+            memory.fold_nbytes(layout, self.job.numerics.fold_block_rows),
+            memory.factor_nbytes(layout),
+            memory.rigidity_nbytes(calculator, layout, block, crowd),
+        ]
+        self.workspace.executor.require(max(needs))
 
     def rigidity(self, name: str) -> StageFolder:
         """The rigidities of one set, in stored order."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from dlpr.engine.events import Event, EventLog, Listener, tell_all
 from dlpr.engine.executors import Executor
 from dlpr.engine.memory import task_nbytes
-from dlpr.errors import CorruptPartError, StoreError
+from dlpr.errors import CorruptPartError, OwnerError, StoreError
 from dlpr.store.files import explained, read_json, write_json
 from dlpr.store.folder import StageFolder, describe
 from dlpr.store.lease import Lease
@@ -35,6 +35,7 @@ class Workspace:
         with explained(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self.tell = tell_all([*listeners, EventLog(self.output / "events.jsonl")])
+        self._lease: Lease | None = None
         self.used: dict[str, StageFolder] = {}
         self._before: dict[str, str] = (read_json(self.output / LIVE) or {}).get("stages", {})
 
@@ -44,6 +45,7 @@ class Workspace:
         lease = Lease(self.output / "owner.json")
         lease.acquire()
         with lease.held():
+            self._lease = lease
             yield
 
     def finish(self, role: str, folder: StageFolder) -> StageFolder:
@@ -60,6 +62,11 @@ class Workspace:
         StoreError
             If a task was done and its data are not there.
         """
+        if self._lease is not None and self._lease.lost:
+            raise OwnerError(
+                f"{self.output} was taken over by another run while this one was suspended. "
+                f"`dlpr status {self.output}` says by whom."
+            )
         missing = folder.missing()
         done = folder.n_tasks - len(missing)
         self._use(role, folder)
