@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dlpr.engine.cluster import LocalSpec
 from dlpr.engine.events import Listener
 from dlpr.engine.executors import DaskExecutor, EmbeddedExecutor, Executor, WorkExecutor
-from dlpr.engine.output import read_job, write_job
+from dlpr.engine.output import planned_kernel, read_job, write_job
 from dlpr.engine.pipeline import Pipeline, check_job
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
@@ -64,22 +64,23 @@ def pipeline(
         Told of every `dlpr.engine.events.Event`.
     """
     job = open_job(job, output)
-    executor: Executor = DaskExecutor(client) if client is not None else _embedded(job)
-    workspace = Workspace(job.path(job.output), executor, *listeners)
+    folder = job.path(job.output)
+    kernel = planned_kernel(folder)
+    executor: Executor = DaskExecutor(client) if client is not None else _embedded(job, kernel)
+    workspace = Workspace(folder, executor, *listeners)
     try:
         with workspace.owned():
             write_job(workspace.output, job)
-            yield Pipeline(job, workspace)
+            yield Pipeline(job, workspace, kernel)
     finally:
         executor.close()
 
 
-def _embedded(job: Job) -> EmbeddedExecutor:
+def _embedded(job: Job, kernel: str) -> EmbeddedExecutor:
     local = job.cluster.spec
     scratch = job.path(local.scratch) if local.scratch is not None else None
-    return EmbeddedExecutor(
-        LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker, scratch)
-    )
+    spec = LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker, scratch)
+    return EmbeddedExecutor(spec, kernel)
 
 
 def ingest(job: JobLike, name: str = "train", **options: Any) -> Structures:
@@ -147,12 +148,20 @@ def run(job: JobLike, **options: Any) -> Result:
         return Result(steps.workspace.output)
 
 
-def work(
+def worker(
     output: str | os.PathLike[str],
     *,
     rank: int | None = None,
     listeners: tuple[Listener, ...] = (),
-) -> Result:
+) -> Pipeline:
+    """The pipeline of an output folder's job, for this process alone; parameters as for `work`."""
+    folder = Path(output).absolute()
+    job = read_job(folder)
+    workspace = Workspace(folder, WorkExecutor(rank), *listeners)
+    return Pipeline(job, workspace, planned_kernel(folder))
+
+
+def work(output: str | os.PathLike[str], **options: Any) -> Result:
     """Do whatever the job of an output folder lacks, without Dask, beside others that do the same.
 
     Parameters
@@ -161,9 +170,9 @@ def work(
         Where `run` or ``dlpr plan`` has left a job.
     rank : int, optional
         Number of this process among its fellows; by default that of the SLURM task.
+    listeners : tuple of callable, optional
+        As for `pipeline`.
     """
-    folder = Path(output).absolute()
-    job = read_job(folder)
-    steps = Pipeline(job, Workspace(folder, WorkExecutor(rank), *listeners))
+    steps = worker(output, **options)
     steps.mended(steps.result)
-    return Result(folder)
+    return Result(steps.workspace.output)

@@ -16,7 +16,7 @@ from small_run import LARGE, SmallRun, copied_run, small_run
 
 import dlpr.engine.verify as verify_module
 from dlpr.cli import cli
-from dlpr.engine.describe import describe_store
+from dlpr.describe import describe_store
 from dlpr.engine.verify import damaged_tasks
 from dlpr.errors import StoreError
 from dlpr.stages.tasks import STAGES

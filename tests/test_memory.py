@@ -19,7 +19,11 @@ from dlpr.engine.workspace import Workspace
 SOAP = {
     "cutoff": {"radius": 5.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
     "density": {"type": "Gaussian", "width": 0.4},
-    "basis": {"type": "TensorProduct", "max_angular": 5, "radial": {"type": "Gto", "max_radial": 5}},
+    "basis": {
+        "type": "TensorProduct",
+        "max_angular": 5,
+        "radial": {"type": "Gto", "max_radial": 5},
+    },
 }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from dlpr.cli.report import ProgressLines, show
-from dlpr.tables import TextTable, rigidity_table
+from dlpr.cli.report import ProgressLines, show, show_result
+from dlpr.tables import TextTable
 from dlpr.units import format_bytes
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
@@ -26,13 +26,11 @@ def work(folder: Path, rank: int | None) -> None:
     Start as many as there are cores, by hand, under srun or as a job array. They share the tasks,
     replace one another when one dies, and leave the same bytes as `dlpr run`.
     """
-    from dlpr.api import work as do_work
+    from dlpr.api import worker
 
     console = Console()
     with ProgressLines(console) as lines:
-        result = do_work(folder, rank=rank, listeners=(lines,))
-    show(console, rigidity_table(result.summary))
-    console.print(str(result.path), highlight=False, soft_wrap=True)
+        show_result(console, worker(folder, rank=rank, listeners=(lines,)))
 
 
 @click.command(epilog="Example:  dlpr status results")
@@ -87,7 +85,7 @@ def clean(folder: Path) -> None:
 @click.argument("store", type=click.Path(path_type=Path, exists=True))
 def info(store: Path) -> None:
     """Say what is in STORE (an output folder, a stage, a Zarr store) and how it was made."""
-    from dlpr.engine.describe import describe_store
+    from dlpr.describe import describe_store
 
     title, rows, record = describe_store(store)
     console = Console()

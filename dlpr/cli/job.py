@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,9 @@ import click
 from rich.console import Console
 
 from dlpr.api import pipeline
-from dlpr.cli.report import ProgressLines, show, solver_lines
-from dlpr.engine.output import run_cost
+from dlpr.cli.report import ProgressLines, show_result
 from dlpr.engine.pipeline import Pipeline
-from dlpr.handles import Features, Handle, Hessian, Result, Rigidities, Structures
-from dlpr.tables import cost_table, rigidity_table
+from dlpr.handles import Features, Handle, Hessian, Rigidities, Structures
 
 _JOB = click.argument("job", type=click.Path(path_type=Path))
 _OUTPUT = click.option(
@@ -42,23 +39,8 @@ def run(job: Path, output: Path | None) -> None:
     The result is rigidity.zarr in the output folder, a group per test set; summary.json has the
     table that is printed at the end.
     """
-    start = time.perf_counter()
     with _steps(job, output) as (console, steps):
-        steps.mended(steps.result)
-        factor = steps.factor().receipts()[0].facts
-        costs = run_cost(steps.workspace.used)
-        notes = steps.notes()
-    result = Result(steps.workspace.output)
-    show(console, rigidity_table(result.summary))
-    show(console, cost_table(costs))
-    for line in [*solver_lines(factor), *notes]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{result.path} after {time.perf_counter() - start:.1f} s",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+        show_result(console, steps)
 
 
 @click.command(epilog="Example:  dlpr plan carbon.yaml   (then: dlpr run carbon.yaml)")

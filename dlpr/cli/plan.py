@@ -12,7 +12,7 @@ from dlpr.cli.report import show
 from dlpr.engine import memory
 from dlpr.engine.estimate import Estimate, estimate, reused
 from dlpr.engine.executors import WorkExecutor
-from dlpr.engine.output import write_job
+from dlpr.engine.output import planned_kernel, write_job
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
 from dlpr.job import Job
@@ -24,10 +24,11 @@ def show_plan(path: Path, output: Path | None) -> None:
     """Estimate a run and print it."""
     job = open_job(path, output)
     workspace = Workspace(job.path(job.output), WorkExecutor())
-    write_job(workspace.output, job)
-    steps = Pipeline(job, workspace)
-    before = reused(steps)
-    found = estimate(steps)
+    with workspace.owned():
+        write_job(workspace.output, job)
+        steps = Pipeline(job, workspace, planned_kernel(workspace.output))
+        found = estimate(steps)
+        before = reused(steps)
     console = Console()
     show(console, _table(job, found))
     symbols = " ".join(chemical_symbols[z] for z in found.species)
@@ -44,7 +45,7 @@ def show_plan(path: Path, output: Path | None) -> None:
         f"peak memory of a worker: at most {format_bytes(memory.BASE_NBYTES + at_once * worst)} "
         f"({at_once} task(s) at once) of {format_bytes(spec.memory_per_worker)}"
     )
-    lines += [f"reused: {line}" for line in before if ": 0 of" not in line] or ["reused: nothing"]
+    lines.append(f"reused: {', '.join(before) or 'nothing'}")
     lines.append(f"the folder is ready: dlpr run {path}, or dlpr work {workspace.output}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,8 +17,11 @@ from rich.progress import (
 from rich.table import Table
 
 from dlpr.engine.events import Event
+from dlpr.engine.output import run_cost
+from dlpr.engine.pipeline import Pipeline
+from dlpr.handles import Result
 from dlpr.store.files import Json
-from dlpr.tables import TextTable
+from dlpr.tables import TextTable, cost_table, rigidity_table
 
 
 class ProgressLines:
@@ -65,6 +70,19 @@ def show(console: Console, table: TextTable) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 160)
     console.print(drawn, markup=False)
+
+
+def show_result(console: Console, steps: Pipeline) -> None:
+    """Finish a job, and print what came out of it and what it took."""
+    start = time.perf_counter()
+    steps.mended(steps.result)
+    result = Result(steps.workspace.output)
+    show(console, rigidity_table(result.summary))
+    show(console, cost_table(run_cost(steps.workspace.used)))
+    lines = solver_lines(steps.factor().receipts()[0].facts) + steps.notes()
+    lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def solver_lines(facts: Json) -> list[str]:

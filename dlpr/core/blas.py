@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +57,8 @@ def kernel_environment(kernel: str) -> dict[str, str]:
     return {"OPENBLAS_CORETYPE": names.pop()} if len(names) == 1 else {}
 
 
-def forced_kernel() -> str | None:
-    """The kernel that this shell forces, if any."""
-    return os.environ.get("OPENBLAS_CORETYPE")
+def same_libraries(kernel: str, other: str) -> bool:
+    """Whether two names of `blas_kernel` differ in the kernel alone, which a process can choose."""
+    return [part.rsplit(" ", 1)[0] for part in kernel.split("; ")] == [
+        part.rsplit(" ", 1)[0] for part in other.split("; ")
+    ]

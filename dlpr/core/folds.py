@@ -89,7 +89,7 @@ def absorb(triangle: FloatArray, rows: FloatArray, n_triangular: int) -> FloatAr
 
 @dataclass
 class Moments:
-    """Sums of the same pass that give weights, training errors, baselines and the feature scale.
+    """Sums of the same pass that give weights, training errors and baselines.
 
     With ``Z = [y, composition]``: the weights for any energy baseline ``y - composition b`` are
     ``H^-1 G^T (y - composition b)``, and their training error needs no second pass (JCTC23 SI
@@ -102,9 +102,6 @@ class Moments:
     """(1 + n_species, 1 + n_species) ``Z^T Z`` over labelled rows; ``products[0, 0]`` is y^T y"""
     n_rows: int = 0
     n_labelled: int = 0
-    square_norm: float = 0.0
-    """sum over environments of ``|x_i|^2``"""
-    n_environments: int = 0
 
     @classmethod
     def zeros(cls, n_columns: int, n_species: int) -> Self:
@@ -120,16 +117,9 @@ class Moments:
         self.n_rows += len(rows)
         self.n_labelled += len(known)
 
-    def update_features(self, features: FloatArray) -> None:
-        """Add environments (n, n_features), for the scale ``s^2 = square_norm/n_environments``."""
-        self.square_norm += float(np.einsum("ij,ij->", features, features))
-        self.n_environments += len(features)
-
     def add(self, other: Moments) -> None:
         """Add the sums over other rows and environments."""
         self.targets += other.targets
         self.products += other.products
         self.n_rows += other.n_rows
         self.n_labelled += other.n_labelled
-        self.square_norm += other.square_norm
-        self.n_environments += other.n_environments

@@ -1,6 +1,6 @@
 """Prediction rigidities of arrays at hand, with scikit-matter's signatures and conventions.
 
-Change ``from skmatter.metrics import ...`` to ``from dlpr.core.inmemory import ...``. Features are
+Change ``from skmatter.metrics import ...`` to ``from dlpr import ...``. Features are
 divided by ``s = sqrt(mean |x|^2)`` over the training environments, rows of structures are means,
 and ``H = A^T A + alpha 1`` (JCTC23 eq. 12-14 and SI). Since the rigidity of scaled rows is that of
 unscaled ones with ``mu = alpha s^2``, nothing is scaled here.

@@ -120,6 +120,8 @@ def row_factor(n_atoms: IntArray, convention: str) -> FloatArray:
             f"choose one of {', '.join(CONVENTIONS)}"
         )
     n = np.asarray(n_atoms, dtype=np.float64)
-    power = {"mean": -1.0, "sum": 0.0, "sqrt": -0.5}[convention]
-    factor: FloatArray = n**power
+    # no power: NumPy's has other bits on other CPUs
+    factor: FloatArray = {"mean": 1.0 / n, "sum": np.ones_like(n), "sqrt": 1.0 / np.sqrt(n)}[
+        convention
+    ]
     return factor

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +12,14 @@ import numpy as np
 from dlpr.core.rows import Blocks
 from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
-from dlpr.engine.output import stage_states
 from dlpr.engine.pipeline import Pipeline, default_block, default_task
+from dlpr.engine.workspace import Workspace
+from dlpr.job import SetSpec
+from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.ingest import load_index, reading_of
 from dlpr.stages.structures import CHUNK_ROWS
+from dlpr.store.folder import Receipt, StageFolder
 from dlpr.structures.checks import check_record
 from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record, read_frames
@@ -106,6 +111,9 @@ def estimate(steps: Pipeline) -> Estimate:
     seconds = _seconds_per_environment(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
     stages += _training(steps, calculator, layout, sizes["train"], seconds)
+    for name in sizes if steps.job.store_test_features else ():
+        if name != "train":
+            stages.append(_features(steps, calculator, name, sizes[name], seconds))
     for name in steps.job.test:
         stages.append(_rigidity(steps, calculator, layout, name, sizes, seconds))
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
@@ -180,27 +188,37 @@ def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int
     return block, max(1, -(-size.n_environments // task))
 
 
+def _features(
+    steps: Pipeline, calculator: Descriptor, name: str, size: SetSize, seconds: float
+) -> StageEstimate:
+    block, n_tasks = _blocks(steps, calculator, size)
+    itemsize = np.dtype(steps.job.storage.dtype).itemsize
+    return StageEstimate(
+        f"features of {name}",
+        n_tasks,
+        -(-size.n_environments // block) + n_tasks + 30,
+        size.n_environments * calculator.n_features * itemsize,
+        memory.block_nbytes(calculator, block, size.crowd),
+        size.n_environments * seconds / 3600,
+    )
+
+
 def _training(
     steps: Pipeline, calculator: Descriptor, layout: Blocks, size: SetSize, seconds: float
 ) -> list[StageEstimate]:
     job, width = steps.job, layout.n_columns
     block, n_tasks = _blocks(steps, calculator, size)
-    itemsize = np.dtype(job.storage.dtype).itemsize
-    stored = size.n_environments * calculator.n_features * itemsize
     featurize = size.n_environments * seconds / 3600
     stages: list[StageEstimate] = []
     if job.store_train_features:
-        n_chunks = -(-size.n_environments // block)
-        nbytes = memory.block_nbytes(calculator, block, size.crowd)
-        files = n_chunks + n_tasks + 30
-        stages.append(StageEstimate("features of train", n_tasks, files, stored, nbytes, featurize))
+        stages.append(_features(steps, calculator, "train", size, seconds))
     n_rows = -(-size.n_structures // n_tasks) + 2
     nbytes = memory.rows_nbytes(calculator, block, size.crowd, n_rows)
     rows = 8 * size.n_structures * calculator.n_features * len(calculator.species)
     hours = 0.0 if job.store_train_features else featurize
     stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, rows, nbytes, hours))
-    run_rows = max(8 * job.numerics.fold_block_rows, 4 * width)
-    n_partials = max(1, -(-size.n_structures // run_rows))
+    numerics = steps.numerics()
+    n_partials = len(fold_stage.edges_of([size.n_structures], width, numerics)) - 1
     nbytes = memory.fold_nbytes(layout, job.numerics.fold_block_rows)
     kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(job.solver, 3)
     flops = kinds * size.n_structures * width**2
@@ -227,17 +245,35 @@ def _rigidity(
     size = _size_of(sizes, name)
     block, n_tasks = _blocks(steps, calculator, size)
     flops = size.n_environments * layout.n_features**2 + size.n_structures * layout.n_columns**2
-    is_stored = steps.job.store_train_features and name not in sizes
+    own = isinstance(steps.job.test[name], SetSpec)
+    is_stored = steps.job.store_test_features if own else steps.job.store_train_features
     hours = (size.n_environments * (0.0 if is_stored else seconds) + flops / FLOPS) / 3600
     nbytes = 17 * size.n_environments + n_tasks * 16 * layout.n_columns
     peak = memory.rigidity_nbytes(calculator, layout, block, size.crowd)
     return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
+class _Missing(Exception):
+    """A stage has something to do."""
+
+
+class _Idle:
+    """An executor that does nothing, and says so."""
+
+    def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
+        raise _Missing
+
+    def require(self, nbytes: int) -> None:
+        """Nothing will run."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
 def reused(steps: Pipeline) -> list[str]:
-    """Stages of the output folder that are finished, or begun."""
-    return [
-        f"{state.folder.name}: {state.folder.n_tasks - len(state.missing)} of "
-        f"{state.folder.n_tasks} tasks are done"
-        for state in stage_states(steps.workspace.output)
-    ]
+    """Stages of the job that are finished already, up to the first that is not."""
+    workspace = Workspace(steps.workspace.output, _Idle())
+    with suppress(_Missing):
+        Pipeline(steps.job, workspace, steps.kernel).result()
+        return list(workspace.used)
+    return list(workspace.used)[:-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ class Event:
     kind : str
         "stage" (begun), "task" (a receipt was written), "done" (stage finished), "note".
     stage : str
-        Name of the stage's folder.
+        Role of the stage in the job, e.g. "features of train".
     n_done, n_tasks : int
     text : str
         What a note says.
@@ -36,6 +37,7 @@ class Event:
     receipt: Receipt | None = None
 
 
+logger = logging.getLogger(__name__)
 Listener = Callable[[Event], None]
 
 
@@ -48,6 +50,12 @@ def tell_all(listeners: Iterable[Listener]) -> Listener:
             listener(event)
 
     return tell
+
+
+def log_event(event: Event) -> None:
+    """Pass an event on to `logging`, where `dlpr --verbose` shows it."""
+    done = f"{event.n_done}/{event.n_tasks}"
+    logger.info("%s %s %s %s", event.kind, event.stage, done, event.text)
 
 
 class EventLog:

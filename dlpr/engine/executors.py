@@ -66,6 +66,7 @@ class DaskExecutor:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        self._managed: bool | None = None
 
     def _slots(self, nbytes: int) -> tuple[int, dict[str, float] | None]:
         """How many tasks of this size run at once, and the resource each takes.
@@ -77,7 +78,9 @@ class DaskExecutor:
             it has threads).
         """
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        managed = all("dlpr_nbytes" in worker["resources"] for worker in workers.values())
+        if self._managed is None and workers:
+            self._managed = all("dlpr_nbytes" in one["resources"] for one in workers.values())
+        managed = bool(self._managed)
         slots = 0
         for address, worker in workers.items():
             threads = int(worker["nthreads"])
@@ -184,17 +187,20 @@ class EmbeddedExecutor:
     Parameters
     ----------
     spec : LocalSpec
+    kernel : str, optional
+        The plan's BLAS kernel, to which the workers are brought.
     """
 
-    def __init__(self, spec: LocalSpec) -> None:
+    def __init__(self, spec: LocalSpec, kernel: str | None = None) -> None:
         self.spec = spec
+        self.kernel = kernel or blas_kernel()
         self._cluster: Any = None
         self._client: Any = None
 
     def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
         """Do tasks on the cluster."""
         if self._client is None:
-            self._cluster, self._client = start_local(self.spec, kernel_environment(blas_kernel()))
+            self._cluster, self._client = start_local(self.spec, kernel_environment(self.kernel))
         return DaskExecutor(self._client).run(folder, tasks, nbytes)
 
     def require(self, nbytes: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlpr.core.blas import blas_kernel, same_libraries
 from dlpr.engine.workspace import LIVE
 from dlpr.errors import OwnerError, StoreError
 from dlpr.job import Job
@@ -27,12 +28,29 @@ def write_job(output: Path, job: Job) -> None:
     StoreError
         If a newer dlpr wrote the folder.
     """
-    record = {"format_version": FORMAT_VERSION, "base": str(job.base), "job": job.resolved()}
     found = read_json(output / JOB)
     if found is not None:
         check_format(found.get("format_version"), output)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "base": str(job.base),
+        "job": job.resolved(),
+        "kernel": planned_kernel(output),
+    }
     if found != record:
         write_json(output / JOB, record)
+
+
+def planned_kernel(output: Path) -> str:
+    """The BLAS kernel of a folder's plans: that of the process that made the first of them.
+
+    With other BLAS libraries than then it cannot be had any more, and plans are made anew.
+    """
+    here = blas_kernel()
+    planned = (read_json(output / JOB) or {}).get("kernel")
+    if isinstance(planned, str) and same_libraries(planned, here):
+        return planned
+    return here
 
 
 def read_job(output: Path) -> Job:

@@ -46,10 +46,13 @@ class Pipeline:
     ----------
     job : Job
     workspace : Workspace
+    kernel : str, optional
+        BLAS library, version and kernel of the plan; by default those of this process.
     """
 
-    def __init__(self, job: Job, workspace: Workspace) -> None:
+    def __init__(self, job: Job, workspace: Workspace, kernel: str | None = None) -> None:
         self.job, self.workspace = job, workspace
+        self.kernel = kernel or blas_kernel()
         self._finished: dict[tuple[str, str], StageFolder] = {}
 
     def ingest(self, name: str) -> StageFolder:
@@ -143,7 +146,11 @@ class Pipeline:
     def fold(self, stage: str) -> StageFolder:
         """The partial Hessians ("hessian") or triangles ("triangle")."""
         model = self.job.model.spec
-        of_rows = {"rows": model.rows, "centre_species": model.centre_species}
+        of_rows = {
+            "kind": self.job.model.kind,
+            "rows": model.rows,
+            "centre_species": model.centre_species,
+        }
 
         def make() -> StageFolder:
             work, numerics = self.workspace.work, self.numerics()
@@ -154,7 +161,8 @@ class Pipeline:
 
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
-        model, solver = self.job.model.spec.model_dump(mode="json"), self.job.solver
+        solver = self.job.solver
+        model = {"kind": self.job.model.kind, **self.job.model.spec.model_dump(mode="json")}
         work, numerics = self.workspace.work, self.numerics()
 
         def by(stage: str, solver: str) -> StageFolder:
@@ -173,22 +181,24 @@ class Pipeline:
     def _require_memory(self) -> None:
         """Refuse, before anything is computed, what no worker could hold at the end."""
         features = self.feature_settings("train")
-        crowd = memory.crowd_of(self.ingest("train"))
         calculator = open_descriptor(features["descriptor"])
         layout = fold_stage.blocks_of(features, self.job.model.spec.model_dump())
         block = features["block_environments"]
         needs = [
             memory.fold_nbytes(layout, self.job.numerics.fold_block_rows),
             memory.factor_nbytes(layout),
-            memory.rigidity_nbytes(calculator, layout, block, crowd),
         ]
+        for name in self.set_names():
+            crowd = memory.crowd_of(self.ingest(name))
+            needs.append(memory.rigidity_nbytes(calculator, layout, block, crowd))
+            needs.append(memory.result_nbytes(layout, crowd.largest_frame))
         self.workspace.executor.require(max(needs))
 
     def rigidity(self, name: str) -> StageFolder:
         """The rigidities of one set, in stored order."""
+        structures, factor = self.ingest(name), self.factor()
         if self.job.store_test_features and isinstance(self.job.test[name], SetSpec):
             self.featurize(name)
-        structures, factor = self.ingest(name), self.factor()
         settings, numerics = self.feature_settings(name), self.numerics()
         plan = rigidity_stage.plan(self.workspace.work, structures, factor, settings, numerics)
         return self.workspace.finish(f"rigidity of {name}", plan)
@@ -206,6 +216,7 @@ class Pipeline:
         folder = self.workspace.finish("result", plan)
         result_stage.check(folder)
         result_stage.publish(folder, self.workspace.output)
+        self.workspace.settle()
         return folder
 
     def notes(self) -> list[str]:
@@ -235,7 +246,7 @@ class Pipeline:
             "factor_threads": numerics.factor_threads,
             "fold_block_rows": numerics.fold_block_rows,
             "partials_nbytes": numerics.partials_budget,
-            "kernel": blas_kernel(),
+            "kernel": self.kernel,
         }
 
     def mended(self, step: Callable[[], Step]) -> Step:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dlpr.engine.events import Event, EventLog, Listener, tell_all
+from dlpr.engine.events import Event, EventLog, Listener, log_event, tell_all
 from dlpr.engine.executors import Executor
 from dlpr.engine.memory import task_nbytes
 from dlpr.errors import CorruptPartError, OwnerError, StoreError
@@ -34,7 +34,7 @@ class Workspace:
         self.executor = executor
         with explained(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-        self.tell = tell_all([*listeners, EventLog(self.output / "events.jsonl")])
+        self.tell = tell_all([*listeners, log_event, EventLog(self.output / "events.jsonl")])
         self._lease: Lease | None = None
         self.used: dict[str, StageFolder] = {}
         self._before: dict[str, str] = (read_json(self.output / LIVE) or {}).get("stages", {})
@@ -86,10 +86,15 @@ class Workspace:
         return folder
 
     def _use(self, role: str, folder: StageFolder) -> None:
-        """Say in the folder which stages the latest run works with: `dlpr clean` spares them."""
+        """Say in the folder which stages are worked with: `dlpr clean` spares them."""
         self.used[role] = folder
         names = {role: used.name for role, used in self.used.items()}
-        write_json(self.output / LIVE, {"stages": names})
+        write_json(self.output / LIVE, {"stages": {**self._before, **names}})
+
+    def settle(self) -> None:
+        """Forget the stages of earlier runs: the result of this one is published."""
+        self._before = {role: used.name for role, used in self.used.items()}
+        write_json(self.output / LIVE, {"stages": self._before})
 
     def _reason(self, role: str, folder: StageFolder, missing: list[int]) -> str:
         """Why there is something to do."""

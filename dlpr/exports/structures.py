@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlpr.errors import CorruptPartError, InputError, StoreError
 from dlpr.handles import Result
+from dlpr.stages.features import open_descriptor
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.folder import StageFolder
 
@@ -44,8 +45,7 @@ class SetStructures:
         receipts = self._store.folder.receipts()
         counts = [receipt.facts["n_structures"] for receipt in receipts]
         self._has_forces = np.repeat([r.facts["labels"]["forces"] > 0 for r in receipts], counts)
-        hypers = rigidity.settings["features"]["descriptor"]
-        self.cutoff = float(hypers.get("soap", {}).get("cutoff", {}).get("radius", 3.5))
+        self.cutoff = open_descriptor(rigidity.settings["features"]["descriptor"]).cutoff
 
     def _column(self, group: zarr.Group, name: str) -> _Rows:
         array = group[name]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.folds import Gram, Moments, Triangle
+from dlpr.core.folds import QR_PANEL, Gram, Moments, Triangle
 from dlpr.core.rows import Blocks, merge_blocks, row_factor
 from dlpr.errors import ResourceError
 from dlpr.stages.features import open_descriptor
@@ -50,21 +51,31 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
             f"{format_bytes(numerics['partials_nbytes'])}. Raise it, or group the training set "
             f"more coarsely (train.group_by)."
         )
-    run_rows = max(8 * numerics["fold_block_rows"], 4 * layout.n_columns)
-    while sum(-(-int(size) // run_rows) for size in sizes) > max(most, len(sizes)):
-        run_rows *= 2
-    edges = [0]
-    for size in sizes:
-        stop = edges[-1] + int(size)
-        while edges[-1] < stop:
-            edges.append(min(edges[-1] + run_rows, stop))
+    edges = edges_of(sizes.tolist(), layout.n_columns, numerics)
     settings = {
         "features": rows.settings["features"],
         "model": model,
-        "numerics": {name: numerics[name] for name in ("fold_block_rows", "threads", "kernel")},
+        "numerics": {
+            **{name: numerics[name] for name in ("fold_block_rows", "threads", "kernel")},
+            "qr_panel": QR_PANEL,
+        },
         "edges": edges,
     }
     return StageFolder.create(work, stage, settings, {"rows": rows}, len(edges) - 1)
+
+
+def edges_of(sizes: Sequence[int], n_columns: int, numerics: Json) -> list[int]:
+    """Edges of the runs of rows that make a partial each: within groups, and within the budget."""
+    most = max(len(sizes), numerics["partials_nbytes"] // (8 * n_columns**2))
+    run_rows = max(8 * numerics["fold_block_rows"], 4 * n_columns)
+    while sum(-(-size // run_rows) for size in sizes) > most:
+        run_rows *= 2
+    edges = [0]
+    for size in sizes:
+        stop = edges[-1] + size
+        while edges[-1] < stop:
+            edges.append(min(edges[-1] + run_rows, stop))
+    return edges
 
 
 def blocks_of(features: Json, model: Json) -> Blocks:
@@ -87,10 +98,11 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         fold.update(rows)
         moments.update_rows(rows, *targets.of(structure))
     arrays = {"matrix": fold.matrix, "targets": moments.targets, "products": moments.products}
+    groups = np.unique(store.structures.group[store.order[start:stop]])
     facts = {
+        "groups": [store.structures.group_names[number] for number in groups],
         "n_rows": moments.n_rows,
         "n_labelled": moments.n_labelled,
-        "group": store.structures.group_names[store.structures.group[store.order[start]]],
     }
     return folder.write_part(task, arrays), facts
 

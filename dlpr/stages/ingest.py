@@ -22,6 +22,7 @@ from dlpr.structures.index import FileIndex, index_file
 from dlpr.structures.ingest import Counts, collect
 from dlpr.structures.labels import Reading, reading
 from dlpr.structures.selection import Where, absent_names
+from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS, cell_volume
 
 TASK_ATOMS = 1 << 18
 """Atoms that one task reads, but for a frame that has more."""
@@ -33,9 +34,7 @@ def plan_index(work: Path, files: list[str], base: Path, full_hash: bool) -> Sta
     """One task per file: where its frames are."""
     sources = []
     for source in expand(files, base):
-        found = fingerprint(source.path, full_hash)
-        if full_hash:
-            found = {"size": found["size"], "sha256": found["sha256"]}
+        found = _fingerprint(source.path, full_hash)
         sources.append({"path": str(source.path), "index": source.index, "fingerprint": found})
     return StageFolder.create(work, "index", {"sources": sources}, {}, len(sources))
 
@@ -57,7 +56,25 @@ def _index_anew(folder: StageFolder, task: int) -> FileIndex:
     scratch = _scratch(folder, task)
     with explained(scratch):
         scratch.parent.mkdir(exist_ok=True)
-    return index_file(Source(Path(source["path"]), source["index"]), scratch)
+    index = index_file(Source(Path(source["path"]), source["index"]), scratch)
+    _check_unchanged(source)
+    return index
+
+
+def _fingerprint(path: Path, full: bool) -> Json:
+    """What tells whether a file is still the same: with its full hash, times do not matter."""
+    found = fingerprint(path, full)
+    return {name: found[name] for name in ("size", "sha256")} if full else found
+
+
+def _check_unchanged(source: Json) -> None:
+    """Refuse a file that is no longer what the plan was made for."""
+    planned = source["fingerprint"]
+    if _fingerprint(Path(source["path"]), "sha256" in planned) != planned:
+        raise InputError(
+            f"{source['path']} was changed while it was read. Nothing of it was kept: run the same "
+            f"command again when it is complete."
+        )
 
 
 def load_index(folder: StageFolder, task: int) -> FileIndex:
@@ -66,9 +83,9 @@ def load_index(folder: StageFolder, task: int) -> FileIndex:
     compressed = is_compressed(path)
     if compressed and not _scratch(folder, task).exists():
         return _index_anew(folder, task)
-    receipt = folder.receipts()[task]
-    data_path = _scratch(folder, task) if compressed else path
-    return FileIndex(path, data_path, receipt.facts["format"], **folder.read_part(task))
+    part = folder.read_part(task)
+    (kind,) = (receipt.facts["format"] for receipt in [folder.receipt(task)] if receipt)
+    return FileIndex(path, _scratch(folder, task) if compressed else path, kind, **part)
 
 
 def drop_scratch(folder: StageFolder) -> None:
@@ -103,7 +120,12 @@ def plan(work: Path, index: StageFolder, selection: Json) -> StageFolder:
                 start, count = frame, 0
             count += int(n)
         runs[-1].append([number, start, len(n_atoms)])
-    settings = {**selection, "sources": index.settings["sources"], "runs": runs}
+    settings = {
+        **selection,
+        "sources": index.settings["sources"],
+        "runs": runs,
+        "spatial": {"sorted_frame_atoms": SORTED_FRAME_ATOMS, "bin_edge": BIN_EDGE},
+    }
     return StageFolder.create(work, "structures", settings, {"index": index}, len(runs))
 
 
@@ -123,6 +145,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         settings["group_by"],
         settings["minimum_distance"],
     )
+    for number, _, _ in settings["runs"][task]:
+        _check_unchanged(settings["sources"][number])
     target = folder.path / part_name(task)
     with atomic_folder(target) as partial:
         _write(partial, frames, counts)
@@ -130,6 +154,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 
 def reading_of(settings: Json) -> Reading:
+    """How files are read, as a set's selection says."""
     keys = {label: key for label, key in settings["keys"].items() if key}
     return reading(keys, settings["units"], settings["type_map"])
 
@@ -187,7 +212,7 @@ def _facts(frames: Frames, counts: Counts) -> Json:
 
 def _density(frames: Frames) -> float:
     """Atoms per Å³ of the densest frame that is periodic in all directions."""
-    volume = np.abs(np.linalg.det(frames.cell))
+    volume = cell_volume(frames.cell)
     periodic = frames.pbc.all(axis=1)
     n_atoms = np.diff(frames.structure_offset)
     return float((n_atoms[periodic] / volume[periodic]).max(initial=0.0))

@@ -91,7 +91,9 @@ def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
         "features": rigidity.settings["features"],
         "numerics": rigidity.settings["numerics"],
         "factor": factor.receipts()[0].facts,
-        "inputs": {"rigidity": rigidity.name, "factor": factor.name, **rigidity.plan["inputs"]},
+        "stages": {"rigidity": rigidity.name, **rigidity.plan["places"]},
+        "inputs": rigidity.plan["inputs"],
+        "sources": rigidity.input("structures").settings["sources"],
         "units": "LPR of energies per unit of the model's loss; see README, section Conventions",
     }
 

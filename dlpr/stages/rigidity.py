@@ -165,6 +165,7 @@ def finish_structures(folder: StageFolder) -> NDArray[np.float64]:
     model = _Environments(source, open_factors(folder.input("factor")), settings)
     pr = np.empty(source.structures.n_structures)
     names = ("structure", "structure_pr", "open_structure", "open_row")
+    size = settings["features"]["task_environments"]
     held: tuple[int, NDArray[np.float64]] | None = None
     for task in range(folder.n_tasks):
         part = folder.read_part(task, names)
@@ -172,5 +173,6 @@ def finish_structures(folder: StageFolder) -> NDArray[np.float64]:
         for index, row in zip(part["open_structure"], part["open_row"], strict=True):
             before = held[1] if held is not None and held[0] == index else 0.0
             held = (int(index), before + row)
-            pr[index] = structure_rigidity(model, np.array([index]), held[1][None])[0]
+            if source.structures.structure_offset[index + 1] <= (task + 1) * size:
+                pr[index] = structure_rigidity(model, np.array([index]), held[1][None])[0]
     return pr

@@ -218,7 +218,7 @@ class StructureStore:
         )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _open(path: str, digest: str) -> StructureStore:
     return StructureStore(StageFolder(Path(path)))
 

@@ -33,7 +33,10 @@ from dlpr.store.files import (
 )
 
 FORMAT_VERSION = 1
-"""Version of everything dlpr writes; a store of a newer one is refused."""
+"""Version of everything dlpr writes, down to its bits: a change of either makes new plans.
+
+A store of a newer version is refused.
+"""
 
 _DIGEST_LENGTH = 16
 
@@ -74,10 +77,18 @@ class Receipt:
 
 
 class StageFolder:
-    """One stage of one plan on disk."""
+    """One stage of one plan on disk.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path : Path
+    output : str, optional
+        Digest of its output where that is known.
+    """
+
+    def __init__(self, path: Path, output: str | None = None) -> None:
         self.path = Path(path)
+        self._output = output
         self._known: dict[int, tuple[object, Receipt]] = {}
 
     @classmethod
@@ -153,8 +164,9 @@ class StageFolder:
         return int(self.plan["n_tasks"])
 
     def input(self, name: str) -> StageFolder:
-        """A stage that this one reads."""
-        return StageFolder(self.path.parent / self.plan["places"][name])
+        """A stage that this one reads. The plan knows its output; readers verify what they read."""
+        place = self.path.parent / self.plan["places"][name]
+        return StageFolder(place, output=self.plan["inputs"][name])
 
     # receipts -----------------------------------------------------------------------------
 
@@ -209,6 +221,8 @@ class StageFolder:
 
     def output_digest(self) -> str:
         """Digest of what a finished stage has put out: the same data, the same digest."""
+        if self._output is not None:
+            return self._output
         receipts = [[r.task, r.files, r.facts] for r in self.receipts()]
         return _digest([self.stage, receipts])
 

@@ -215,7 +215,7 @@ class Lease:
             "started": _birth(os.getpid()),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "token": self._token,
-            "counter": counter,
+            "counter": f"{counter:012d}",  # one length: a reader may meet a write half done
         }
         os.pwrite(file, json.dumps(content).encode(), 0)
         os.close(os.dup(file))  # at every close NFS sends what was written

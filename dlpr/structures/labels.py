@@ -14,6 +14,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from dlpr.errors import InputError, JobError
+from dlpr.structures.spatial import cell_volume
 from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
 
 LABELS = ("energy", "forces", "stress", "virial")
@@ -145,7 +146,7 @@ def stress_of(atoms: Atoms, reading: Reading, place: str) -> NDArray[np.float64]
         raise _wrong_shape(label, reading, place, value.shape, "6 (Voigt) or 9 numbers")
     if label == "stress":
         return value * (reading.energy / reading.length**3)
-    volume = abs(float(np.linalg.det(atoms.cell.array))) * reading.length**3
+    volume = float(cell_volume(atoms.cell.array)) * reading.length**3
     return None if volume == 0.0 else -value * (reading.energy / volume)
 
 

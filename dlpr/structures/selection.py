@@ -13,6 +13,7 @@ from ase.data import atomic_masses, chemical_symbols
 
 from dlpr.errors import JobError
 from dlpr.structures.parse import Record
+from dlpr.structures.spatial import cell_volume
 
 COMPUTED = frozenset({"n_atoms", "volume", "density_gcc", "species"})
 """Names that every frame has; an entry of info with such a name goes first (not for species)."""
@@ -227,11 +228,11 @@ def frame_values(record: Record) -> dict[str, Any]:
     """Values of the names that a frame has: its info and what is computed from its atoms."""
     species = frozenset(chemical_symbols[z] for z in np.unique(record.number) if 0 <= z <= 118)
     values: dict[str, Any] = {"n_atoms": len(record.number), **record.info, "species": species}
-    volume = abs(float(np.linalg.det(record.cell)))
+    volume = float(cell_volume(record.cell))
     if volume > 0.0 and np.isfinite(volume):
         values.setdefault("volume", volume)
         counts = np.bincount(record.number.clip(0, 118), minlength=119)
-        mass = float(counts @ atomic_masses[:119])
+        mass = float((counts * atomic_masses[:119]).sum())
         values.setdefault("density_gcc", mass / volume * _GRAM_PER_CC)
     return values
 

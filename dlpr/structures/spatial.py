@@ -37,6 +37,17 @@ def reciprocal(box: Floats) -> Floats:
     return planes / volume
 
 
+def cell_volume(cell: Floats) -> Floats:
+    """Volumes of cells (..., 3, 3), elementwise: a determinant's bits depend on the BLAS kernel."""
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = (
+        (cell[..., k, 0], cell[..., k, 1], cell[..., k, 2]) for k in range(3)
+    )
+    volume: Floats = np.abs(
+        ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
+    )
+    return volume
+
+
 def complete_box(position: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Find a box that holds all atoms.
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +113,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -139,9 +138,11 @@ def start_attached(job: Path, workers: int, folder: Path, log: Path) -> Fleet:
     )
     hands = [
         _start(
-            ["-m", "distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1"]
-            + ["--memory-limit", "2GiB", "--death-timeout", "20", *common]
-            + ["--local-directory", str(folder)],
+            [
+                *("-m", "distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1"),
+                *("--memory-limit", "2GiB", "--death-timeout", "20", *common),
+                *("--local-directory", str(folder)),
+            ],
             log,
         )
         for _ in range(workers)

@@ -14,9 +14,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, kills.undisturbed(folder)
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"), [("worker", 2), ("scheduler", 2), ("everything", 3)]
-)
+@pytest.mark.parametrize(("kind", "workers"), [("worker", 2), ("scheduler", 2), ("everything", 3)])
 def test_killed_run_continues_to_the_same_bits(
     kind: str, workers: int, expected: tuple[Path, dict[str, bytes]]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]
     for pair in (("one", "again"), ("other", "untold")):
         running = {}
         for name in pair:
-            write_plan(folder, name)
+            write_plan(folder, name, plans[name])
             told = {} if plans[name] is None else {"OPENBLAS_CORETYPE": str(plans[name])}
             running[name] = process(WORK, folder / name, environment=told)
         for name, one in running.items():
@@ -67,8 +68,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]
     return found
 
 
-def write_plan(folder: Path, output: str) -> None:
-    """A job that is badly conditioned enough for kernels to differ."""
+def write_plan(folder: Path, output: str, kernel: str | None) -> None:
+    """A job that is badly conditioned enough for kernels to differ, planned for one of them."""
     (folder / output).mkdir()
     job = make_job(
         folder,
@@ -79,6 +80,12 @@ def write_plan(folder: Path, output: str) -> None:
         numerics={"block_environments": 16, "task_environments": 32},
     )
     write_job(folder / output, job)
+    if kernel is not None:
+        path = folder / output / "job.json"
+        record = json.loads(path.read_text())
+        parts = [part.rsplit(" ", 1)[0] for part in record["kernel"].split("; ")]
+        record["kernel"] = "; ".join(f"{part} {kernel}" for part in parts)
+        path.write_text(json.dumps(record))
 
 
 def test_the_same_kernel_gives_the_same_bits(runs: dict[str, tuple[str, Path]]) -> None:
@@ -129,17 +136,22 @@ def test_tasks_of_a_plan_for_another_kernel_are_refused(
     assert refused == WITH_BLAS
 
 
-def test_a_process_with_another_kernel_makes_its_own_plan(
+def test_a_process_with_another_kernel_is_refused_by_a_folder(
     runs: dict[str, tuple[str, Path]],
 ) -> None:
+    """One folder, one kernel: whoever helps with another is told both, and changes nothing."""
     kernel, output = runs["again"]
-    before = {folder.name for folder in folders(output / "work")}
     other = runs["other"][0]
-    told = {"OPENBLAS_CORETYPE": other.split()[-1]}
-    found = output_of(process(WORK, output, environment=told)).strip().splitlines()[-1]
-    assert found == other
-    new = {folder.name: folder for folder in folders(output / "work") if folder.name not in before}
-    assert {folder.stage for folder in new.values()} == WITH_BLAS
-    assert {f.settings["numerics"]["kernel"] for f in new.values()} == {other}
-    assert_same_bits(output, runs["other"][1])
-    assert kernel != other
+    before = {folder.name for folder in folders(output / "work")}
+    (rigidity, *_) = [f for f in folders(output / "work") if f.stage == "rigidity"]
+    rigidity.withdraw(0)
+    helper = process(WORK, output, environment={"OPENBLAS_CORETYPE": other.split()[-1]})
+    said = helper.communicate(timeout=120)[1]
+    assert helper.returncode != 0
+    assert "ClusterError" in said
+    assert kernel in said
+    assert other in said
+    assert {folder.name for folder in folders(output / "work")} == before
+    told = {"OPENBLAS_CORETYPE": kernel.split()[-1]}
+    output_of(process(WORK, output, environment=told))
+    assert_same_bits(output, runs["one"][1])

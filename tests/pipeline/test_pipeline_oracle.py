@@ -231,7 +231,7 @@ def test_groups_keep_structures_where_they_were(tmp_path: Path) -> None:
     check_against(found.sets["train"], oracle, train)
     assert partials.n_tasks == 2
     for task, name in enumerate(("even", "odd")):  # none crosses a group
-        assert partials.receipts()[task].facts["group"] == name
+        assert partials.receipts()[task].facts["groups"] == [name]
         trace = np.trace(partials.read_part(task)["matrix"])
         np.testing.assert_allclose(trace, np.sum(oracle.rows[task::2] ** 2), rtol=1e-12)
     np.testing.assert_array_equal(found.sets["train"]["structure_group"], np.arange(12) % 2)

@@ -171,7 +171,7 @@ def test_an_owner_elsewhere_that_counts_is_refused_and_named(
 
     def count() -> None:
         while not stop.wait(0.3):
-            owner["counter"] += 1
+            owner["counter"] = f"{int(owner['counter']) + 1:012d}"
             partial = tmp_path / "new"
             partial.write_text(json.dumps(owner))
             partial.replace(path)
