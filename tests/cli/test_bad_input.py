@@ -170,7 +170,7 @@ def test_missing_test_file_shows_before_anything_is_computed(desk: Desk) -> None
     desk.does("plan", "job.yaml")
     (desk.path / "probe.xyz").unlink()
     assert "probe.xyz" in desk.refuses("work", "results", code=INPUT)
-    assert not list(desk.results.glob("work/structures-*"))
+    assert not list(desk.results.glob("work/structures-*/receipts/*"))
 
 
 def test_bad_frame_that_where_leaves_out(desk: Desk) -> None:
