@@ -19,9 +19,11 @@ from dlpr.cli import cli
 from dlpr.describe import describe_store
 from dlpr.engine.verify import damaged_tasks
 from dlpr.errors import StoreError
-from dlpr.stages.tasks import STAGES
+from dlpr.stages.tasks import STAGES as ALL_STAGES
 from dlpr.store.folder import StageFolder, folders
 
+STAGES = [name for name, module in ALL_STAGES.items() if module.startswith("dlpr.")]
+"""Other tests bring stages of their own."""
 __all__ = ["copied_run", "small_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
