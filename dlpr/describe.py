@@ -11,13 +11,12 @@ import numpy as np
 import zarr
 
 from dlpr.engine.output import JOB, owner_of, read_job, stage_states
-from dlpr.engine.verify import UNREADABLE
 from dlpr.errors import StoreError
 from dlpr.handles import Features, Handle, Result, Rigidities, Structures
 from dlpr.stages.result import STORE
 from dlpr.stages.structures import part_name
 from dlpr.store.arrays import chunk_files
-from dlpr.store.files import Json, read_json
+from dlpr.store.files import DAMAGE, Json, read_json
 from dlpr.store.folder import Receipt, StageFolder, check_format, folders
 from dlpr.units import format_bytes
 
@@ -191,7 +190,7 @@ def _part_rows(path: Path) -> Rows:
                     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
                 name = info.filename.removesuffix(".npy")
                 rows.append([f"  {name}", f"{shape} {dtype}; {format_bytes(info.file_size)}"])
-    except UNREADABLE as error:
+    except DAMAGE as error:
         rows.append(["  damaged", f"{error}: dlpr status --verify {path.parents[3]}"])
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,21 +10,10 @@ from typing import Any
 import google_crc32c
 
 from dlpr.store.arrays import CHECKSUM_NBYTES, METADATA, checksums
-from dlpr.store.files import read_json
+from dlpr.store.files import DAMAGE, read_json
 from dlpr.store.folder import StageFolder
 
 _READ_NBYTES = 1 << 20
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    NotImplementedError,  # a flag of zipfile's that it does not know
-    RuntimeError,  # the flag "encrypted"
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,  # the flag "compressed"
-)
-"""What a flipped bit can make of a zip file, beside a wrong checksum."""
 
 
 def damaged_tasks(folder: StageFolder) -> list[int]:
@@ -68,7 +56,7 @@ def _is_whole(path: Path, size: int, check: Any) -> bool:
             found = checksums([path], path.parent)[METADATA]
         else:
             found = _chunk_checksum(path, size)
-    except UNREADABLE:
+    except DAMAGE:
         return False
     return bool(found == check)
 

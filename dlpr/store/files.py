@@ -204,7 +204,9 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, in
         return {name: archive.NameToInfo[f"{name}.npy"].CRC for name in arrays}
 
 
-_DAMAGE = (
+DAMAGE = (
+    OSError,
+    ValueError,
     KeyError,
     EOFError,
     NotImplementedError,  # a flag of zipfile's that it does not know
@@ -213,7 +215,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,  # the flag "compressed"
 )
-"""What zipfile raises, beside ValueError, for a file with flipped bits."""
+"""What reading an ``.npz`` raises for a file that is gone or has flipped bits."""
 
 
 def read_arrays(
@@ -248,6 +250,6 @@ def read_arrays(
                         found[name] = np.lib.format.read_array(member, allow_pickle=False)
                         if member.read(1):  # the CRC-32 is compared at the end only
                             raise ValueError(f"{name} goes on after its last row")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(str(error)) from error
     return found

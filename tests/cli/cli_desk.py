@@ -153,3 +153,12 @@ def finished(process: subprocess.Popen[str], timeout: float = 60.0) -> Said:
     """Wait for a command in a process of its own."""
     out, err = process.communicate(timeout=timeout)
     return Said(process.returncode, out, err)
+
+
+JOB, INPUT, STORE, RESOURCE = 2, 3, 4, 5
+"""Exit codes."""
+
+
+def leftovers(desk: Desk) -> list[Path]:
+    """What a command that stopped has left half-written."""
+    return [path for path in desk.results.rglob("*") if path.name.endswith(".partial")]
