@@ -33,7 +33,7 @@ def soap(radius: float, max_angular: int, max_radial: int) -> dict[str, Any]:
 
 
 CASES = {
-    "carbon": ("c_gap17_test_pbe_wang24@::3", "large_C_64000_amorphous", soap(4.5, 5, 4)),
+    "carbon": ("c_gap17_test_pbe_wang24", "large_C_64000_amorphous", soap(4.5, 5, 4)),
     "silicon slab": ("zuo_Si_train", "large_Si_8412_substrate", soap(5.0, 6, 5)),
     "two species": ("inp_fitsnap@::24", "inp_fitsnap@5::197", soap(5.0, 3, 3)),
     "three species": ("mol_ethanol@::10", "large_CHO_5491_aC_water", soap(4.0, 3, 3)),
