@@ -210,7 +210,7 @@ class Pipeline:
         """
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
-        sets = {name: self.rigidity(name) for name in self.job.test}
+        sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
         attributes = {"job": self.job.settings(), "versions": versions()}
         plan = result_stage.plan(self.workspace.work, sets, attributes)
         folder = self.workspace.finish("result", plan)

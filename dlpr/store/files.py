@@ -158,7 +158,7 @@ def replace_tree(partial: Path, target: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically."""
     with atomic_file(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def read_json(path: Path) -> Json | None:

@@ -20,7 +20,9 @@ from pipeline_cases import (
     store,
 )
 
+from dlpr.api import worker
 from dlpr.engine.events import Event
+from dlpr.engine.output import read_job, write_job
 from dlpr.job import Job
 from dlpr.stages.tasks import run_task
 from dlpr.store.folder import folders
@@ -264,3 +266,13 @@ def test_frames_in_another_order_are_another_input(bench: Path) -> None:
     assert {"rows", "hessian", "rigidity of test"} <= set(found.tasks)
     run(job_in(bench, output="fresh"))
     assert_same_bits(bench / "fresh", bench / "bench")
+
+
+def test_the_job_that_a_folder_keeps_is_the_same_job(bench: Path) -> None:
+    """`dlpr work` finds everything done, whatever order the job has its sets and keys in."""
+    output = bench / "bench"
+    write_job(output, job_in(bench, "bench"))
+    tasks: list[Event] = []
+    worker(output, listeners=(tasks.append,)).result()
+    assert [event.stage for event in tasks if event.kind == "task"] == []
+    assert list(read_job(output).test) == list(SETS)
