@@ -243,7 +243,7 @@ def test_format_overrules_the_suffix(small_run: SmallRun, tmp_path: Path) -> Non
         ("a.gz", {"name": "film"}, r"suffix of a\.gz"),
         ("a.xyz", {"name": "film", "format": "cif"}, "format 'cif'"),
         ("a.parquet.gz", {}, r"leave \.gz out"),
-        ("a.xyz", {"name": "flim"}, "no set 'flim'; it has: bare, film, train"),
+        ("a.xyz", {"name": "flim"}, "no set 'flim'; it has: train, film, bare"),
         ("a.csv", {"name": "flim"}, "no set 'flim'"),
         ("a.xyz", {}, "has 3 sets.*holds 1.*--set"),
         ("a.csv", {"structures": "0:1"}, "leave --structures out"),
