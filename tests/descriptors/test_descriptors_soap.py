@@ -320,5 +320,5 @@ def test_memory_stays_within_the_promise(n_pieces, n_atoms):
 
 @needs_proc
 def test_calls_leave_no_memory_behind():
-    growth, _, _ = map(int, run_alone(MEMORY, 20, 50, 1, 60).stdout.split())
-    assert growth < 2**20
+    growth, _, _ = map(int, run_alone(MEMORY, 20, 50, 1, 240).stdout.split())
+    assert growth < 4 * 2**20  # 1 MB as it is, 14 MB where labels stay
