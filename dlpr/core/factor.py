@@ -9,18 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import svdvals
-from scipy.linalg.blas import dtrsm
+from scipy.linalg.blas import dtrmm, dtrsm
 from scipy.linalg.lapack import dtpmqrt, dtpqrt
 
 from dlpr.core.folds import QR_PANEL, Triangle
-from dlpr.core.rows import FloatArray
+from dlpr.core.rows import FloatArray, square_norm
 
-SPAN_RTOL = float(np.sqrt(np.finfo(np.float64).eps))
+EPS = float(np.finfo(np.float64).eps)
+SPAN_RTOL = float(np.sqrt(EPS))
 """Part of a row that may lie outside the rows of the data before mu = 0 calls it unconstrained."""
+SOLVE_ROWS = 512
+"""Rows that are solved at a time, in one work buffer."""
+RESIDUAL_ERROR = 40.0
+"""Error of ``|g|^2 - |V^T g|^2`` at most, in units of eps |g|^2"""
+RESIDUAL_RTOL = 1e-9
+"""Relative error of a rigidity up to which that difference may stand for the residual's norm."""
+
+
+class Factor(Protocol):
+    """A factored Hessian, whatever its form."""
+
+    def rigidity(self, rows: FloatArray) -> FloatArray:
+        """``1/(g^T H^-1 g)`` of rows (n, n_columns), which stay as they are: (n,)."""
+        ...
+
+    def block(self, columns: slice) -> Factor:
+        """Return the same H for rows that are given in ``columns`` and zero elsewhere."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,24 +50,39 @@ class TriangularFactor:
     triangle: FloatArray
     """(n_columns, n_columns) R, upper triangular, Fortran order"""
 
-    def rigidity(self, rows: FloatArray, overwrite: bool = False) -> FloatArray:
+    def rigidity(self, rows: FloatArray) -> FloatArray:
         """Return ``1/|R^-T g|^2`` of each row.
 
         Parameters
         ----------
         rows : (n, n_columns) float64
-        overwrite : bool
-            Solve in the memory of ``rows`` (if they are in C order) instead of a copy.
+            Any strides, read-only or not.
 
         Returns
         -------
         (n,) float64
         """
-        if not rows.size:
-            return np.full(len(rows), np.inf)
-        columns = (rows if overwrite else np.array(rows, dtype=np.float64, order="C")).T
-        solved = dtrsm(1.0, self.triangle, columns, trans_a=1, overwrite_b=1)
-        return _reciprocal(_square_norm(solved.T))
+        variance = np.zeros(len(rows))
+        buffer = np.empty((min(SOLVE_ROWS, len(rows)), len(self.triangle)))
+        for start in range(0, len(rows) if buffer.size else 0, SOLVE_ROWS):
+            stop = min(start + SOLVE_ROWS, len(rows))
+            columns = buffer[: stop - start]
+            columns[:] = rows[start:stop]
+            solved = dtrsm(1.0, self.triangle, columns.T, trans_a=1, overwrite_b=1)
+            variance[start:stop] = square_norm(solved.T)
+        return reciprocal(variance)
+
+    def product(self, vectors: FloatArray) -> FloatArray:
+        """``H v`` of (n_columns, k) vectors."""
+        image = dtrmm(1.0, self.triangle, vectors)
+        product: FloatArray = dtrmm(1.0, self.triangle, image, trans_a=1, overwrite_b=1)
+        return product
+
+    def solve(self, vectors: FloatArray) -> FloatArray:
+        """``H^-1 v`` of (n_columns, k) vectors."""
+        half = dtrsm(1.0, self.triangle, vectors, trans_a=1)
+        solved: FloatArray = dtrsm(1.0, self.triangle, half, overwrite_b=1)
+        return solved
 
     def block(self, columns: slice) -> TriangularFactor:
         """Return the factor of ``((H^-1)_bb)^-1``, the Schur complement of all other columns.
@@ -99,35 +134,53 @@ class SpectralFactor:
     columns: slice = field(default_factory=lambda: slice(None))
     """columns that rows are given in; a row is zero in all others"""
 
-    def rigidity(self, rows: FloatArray, overwrite: bool = False) -> FloatArray:
+    def rigidity(self, rows: FloatArray) -> FloatArray:
         """Return ``1/(sum_k (v_k.g)^2/eigenvalue_k + |g - V V^T g|^2/mu)`` of each row.
 
-        The second norm is taken of the residual itself: as a difference of two norms it would
-        lose the digits that a small mu makes decisive.
+        The second norm is the difference ``|g|^2 - |V^T g|^2``, of 2 r D operations, where that
+        keeps a relative error of R below `RESIDUAL_RTOL`. It is off by `RESIDUAL_ERROR` eps |g|^2
+        at most, which is that part of R times its prior ratio ``R |g|^2/mu``. Rows of a larger
+        prior ratio get the norm of the residual itself, for another 2 r D operations.
 
         Parameters
         ----------
         rows : (n, n_columns) float64
-            With the columns of ``self.columns`` only.
-        overwrite : bool
-            Taken for the sake of `TriangularFactor.rigidity`; rows stay as they are.
+            With the columns of ``self.columns`` only; any strides, read-only or not.
 
         Returns
         -------
         (n,) float64
         """
+        rigidity = np.empty(len(rows))
+        for start in range(0, len(rows), SOLVE_ROWS):
+            strip = slice(start, start + SOLVE_ROWS)
+            rigidity[strip] = self._rigidity(rows[strip])
+        return rigidity
+
+    def _rigidity(self, rows: FloatArray) -> FloatArray:
         projection = rows @ self.basis[self.columns]
-        variance = _square_norm(projection / np.sqrt(self.eigenvalue))
+        inside: FloatArray = np.einsum("ij,ij->i", projection, projection / self.eigenvalue)
         n_columns, rank = self.basis.shape
         if rank == n_columns:
-            return _reciprocal(variance)
-        residual = projection @ -self.basis.T
-        residual[:, self.columns] += rows
-        outside = _square_norm(residual)
+            return reciprocal(inside)
+        square = square_norm(rows)
+        outside = np.maximum(square - square_norm(projection), 0.0)
+        doubt = RESIDUAL_ERROR * EPS * square
         if self.mu > 0.0:
-            return _reciprocal(variance + outside / self.mu)
-        unconstrained = outside > SPAN_RTOL**2 * _square_norm(rows)
-        return np.where(unconstrained, 0.0, _reciprocal(variance))
+            unsure = doubt > RESIDUAL_RTOL * (self.mu * inside + outside)
+        else:
+            unsure = outside <= SPAN_RTOL**2 * square + doubt
+        if unsure.any():
+            outside[unsure] = self._outside(rows[unsure], projection[unsure])
+        if self.mu > 0.0:
+            return reciprocal(inside + outside / self.mu)
+        return np.where(outside > SPAN_RTOL**2 * square, 0.0, reciprocal(inside))
+
+    def _outside(self, rows: FloatArray, projection: FloatArray) -> FloatArray:
+        """``|g - V V^T g|^2``, of the residual itself."""
+        residual = projection @ self.basis.T
+        residual[:, self.columns] -= rows
+        return square_norm(residual)
 
     def block(self, columns: slice) -> SpectralFactor:
         """Return the same H for rows that are given in ``columns`` and zero elsewhere."""
@@ -151,10 +204,11 @@ class SpectralFactor:
         }
 
 
-Factor = TriangularFactor | SpectralFactor
+HeldFactor = TriangularFactor | SpectralFactor
+"""A factor that one process holds, and a store can keep."""
 
 
-def load_factor(arrays: Mapping[str, NDArray[np.generic]]) -> Factor:
+def load_factor(arrays: Mapping[str, NDArray[np.generic]]) -> HeldFactor:
     """Rebuild a factor from what its ``to_arrays`` gave."""
     if "triangle" in arrays:
         return TriangularFactor(np.asfortranarray(arrays["triangle"], dtype=np.float64))
@@ -167,12 +221,8 @@ def load_factor(arrays: Mapping[str, NDArray[np.generic]]) -> Factor:
     )
 
 
-def _square_norm(rows: FloatArray) -> FloatArray:
-    norms: FloatArray = np.einsum("ij,ij->i", rows, rows)
-    return norms
-
-
-def _reciprocal(variance: FloatArray) -> FloatArray:
+def reciprocal(variance: FloatArray) -> FloatArray:
+    """Rigidities of variances: inf for 0."""
     with np.errstate(divide="ignore"):
         rigidity: FloatArray = 1.0 / variance
     return rigidity

@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh, eigvalsh, svd, svdvals
+from scipy.linalg import eigh, eigvalsh, qr, svd, svdvals
+from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 
-from dlpr.core.factor import Factor, SpectralFactor, TriangularFactor
+from dlpr.core.extremes import extreme_eigenvalues, n_above
+from dlpr.core.factor import EPS, RESIDUAL_RTOL, HeldFactor, SpectralFactor, TriangularFactor
 from dlpr.core.folds import Gram, Triangle, absorb
 from dlpr.core.rows import FloatArray
 from dlpr.errors import JobError, NumericsError
 
-EPS = float(np.finfo(np.float64).eps)
 SOLVERS = ("cholesky", "qr", "eigh")
 GRAM_ERROR = 10.0
 """Relative error of R through ``G^T G``, in units of eps cond(H)"""
@@ -24,6 +25,10 @@ TRIANGLE_ERROR = 5.0
 """Relative error of R through triangles, in units of eps sqrt(cond(H))"""
 QR_THRESHOLD = 1e-9
 """The automatic solver takes QR where eps cond(H) exceeds this."""
+TRUNCATION = 1e-8
+"""Directions of less data than this part of mu count as without any: so much may move R."""
+FULL_SPECTRUM = 1500
+"""Columns above which condition and counts are found without the whole spectrum."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +40,18 @@ class Conditioning:
     """
 
     solver: str
-    """"cholesky", "qr" or "eigh" (also what mu = 0 uses)"""
+    """"cholesky", "qr", "eigh" (also what mu = 0 uses) or "dual" (of rows fewer than columns)"""
     n_rows: int
     n_columns: int
-    rank: int
-    """singular values of G above ``rank_rtol`` times the largest"""
+    rank: int | None
+    """singular values of G above ``rank_rtol`` times the largest; None if unknown: of
+    tiles, and beyond `FULL_SPECTRUM` columns of triangles that may lack rank"""
     rank_rtol: float
     """max(n_rows, n_columns) eps where triangles were folded, the root of that for a Gram matrix"""
-    n_determined: int
-    """directions of the weights in which the data outweigh the regularizer"""
+    n_determined: int | None
+    """directions of the weights in which the data outweigh the regularizer; None as for ``rank``"""
+    n_kept: int | None
+    """directions that a truncated eigenbasis keeps, see `kept_directions`; None as for ``rank``"""
     condition: float
     """cond(H), 2-norm"""
     accuracy: float
@@ -53,14 +61,31 @@ class Conditioning:
     mu: float
 
 
-def needs_qr(conditioning: Conditioning) -> bool:
-    """Whether the automatic solver leaves Cholesky for QR: eps cond(H) > 1e-9."""
-    return EPS * conditioning.condition > QR_THRESHOLD
+def refusal(conditioning: Conditioning) -> str | None:
+    """Say why the automatic solver leaves Cholesky for QR: eps cond(H) > 1e-9."""
+    if EPS * conditioning.condition <= QR_THRESHOLD:
+        return None
+    return (
+        f"Cholesky would leave a relative error of {conditioning.accuracy:.1e} "
+        f"(condition of the Hessian {conditioning.condition:.1e})"
+    )
+
+
+def storage_error(dtype: str, conditioning: Conditioning) -> float:
+    """Relative error of R from features that were rounded on disk.
+
+    Rounding moves G and the rows to predict by at most a part eps of their length: it acts as
+    triangles of that precision would.
+    """
+    if dtype == "float64":
+        return 0.0
+    eps = float(np.finfo(dtype).eps)
+    return TRIANGLE_ERROR * eps * float(np.sqrt(conditioning.condition))
 
 
 def factorize(
     fold: Gram | Triangle, mu: float, n_rows: int, solver: str
-) -> tuple[Factor, Conditioning]:
+) -> tuple[HeldFactor, Conditioning]:
     """Factorize ``H = fold + mu 1``; the fold stays as it is.
 
     Parameters
@@ -83,37 +108,74 @@ def factorize(
     """
     _check(fold, mu, solver)
     n_columns = len(fold.matrix)
-    spectral = solver == "eigh" or mu == 0.0
+    through_gram = isinstance(fold, Gram)
     noise = max(n_rows, n_columns) * EPS
-    if isinstance(fold, Gram):
+    if through_gram:
         noise = float(np.sqrt(noise))
-    factor: Factor
-    if spectral:
-        factor, data, rank = _spectral(fold, mu, n_rows, noise)
-    else:
-        factor = _cholesky(fold, mu) if isinstance(fold, Gram) else _stack(fold, mu)
+    if solver == "eigh" or mu == 0.0:
+        data, basis = _eigenbasis(fold)
+        stated, held = _of_spectrum("eigh", n_rows, n_columns, data, mu, noise, through_gram)
+        return SpectralFactor(basis[:, :held].copy(), data[:held] + mu, mu), stated
+    factor = _cholesky(fold, mu) if isinstance(fold, Gram) else _stack(fold, mu)
+    if n_columns <= FULL_SPECTRUM:
         data = spectrum(fold)
-        rank = _rank(data, noise)
-    largest = float(data[0])
-    smallest = float(data[rank - 1]) if rank and (mu == 0.0 or rank == n_columns) else 0.0
-    condition = 1.0 if smallest == largest else np.inf
-    if smallest + mu > 0.0:
-        condition = (largest + mu) / (smallest + mu)
-    conditioning = Conditioning(
-        solver="eigh" if spectral else solver,
-        n_rows=n_rows,
-        n_columns=n_columns,
-        rank=rank,
-        rank_rtol=noise,
-        n_determined=int(np.count_nonzero(data[:rank] > mu)),
-        condition=condition,
-        accuracy=_accuracy(fold, condition),
-        sigma_max=float(np.sqrt(largest)),
-        mu=mu,
-    )
-    if conditioning.accuracy >= 1.0:
-        raise NumericsError(_no_digits(conditioning, fold))
-    return factor, conditioning
+        stated, _ = _of_spectrum(solver, n_rows, n_columns, data, mu, noise, through_gram)
+        return factor, stated
+    return factor, _of_extremes(fold, factor, solver, n_rows, mu, noise)
+
+
+def factorize_rows(rows: FloatArray, mu: float) -> tuple[SpectralFactor, Conditioning]:
+    """Factorize ``H = G^T G + mu 1`` from fewer rows than columns, without any H.
+
+    ``G^T = Q R``, and the singular value decomposition of R gives the eigenvectors in the span of
+    the rows: 4 r^2 D operations, at the accuracy of triangles.
+
+    Parameters
+    ----------
+    rows : (r, n_columns) float64
+        G, at most as many rows as columns; stays as it is.
+    mu : float
+        Regularizer, at least 0. With 0 the basis is cut at the numerical rank.
+
+    Raises
+    ------
+    JobError
+        If mu is negative or not finite, or there are more rows than columns.
+    NumericsError
+        If rows hold NaN or infinities, or no digit of a rigidity would be right.
+    """
+    n_rows, n_columns = rows.shape
+    _check_regularizer(mu)
+    if n_rows > n_columns:
+        raise JobError(
+            f"the dual form needs at most as many rows as columns, and there are {n_rows} rows "
+            f"of {n_columns}: fold them"
+        )
+    if not np.isfinite(rows).all():
+        raise NumericsError("the rows of the data hold NaN or infinities: look for such features")
+    q, triangle = qr(np.array(rows.T, order="F"), mode="economic", overwrite_a=True)
+    left, sigma, _ = svd(triangle, overwrite_a=True)
+    data = np.square(sigma)
+    stated, held = _of_spectrum("dual", n_rows, n_columns, data, mu, n_columns * EPS, False)
+    return SpectralFactor(q @ left[:, :held], data[:held] + mu, mu), stated
+
+
+def kept_directions(spectrum: FloatArray, mu: float) -> int:
+    """Count the eigenvalues of ``G^T G`` that exceed `TRUNCATION` mu.
+
+    Counting the others as 0 turns ``mu + eigenvalue`` into mu: no rigidity falls by more than the
+    part `TRUNCATION`, and none rises.
+    """
+    return int(np.count_nonzero(spectrum > TRUNCATION * mu))
+
+
+def prefers_basis(n_kept: int, n_columns: int) -> bool:
+    """Whether rigidities are cheaper in a basis of so many directions than by a triangle.
+
+    A row costs 2 n_kept n_columns operations, twice that where its residual is needed, against
+    n_columns^2 of the triangle, and some more for the factorization.
+    """
+    return 3 * n_kept < n_columns
 
 
 def spectrum(fold: Gram | Triangle) -> FloatArray:
@@ -124,16 +186,141 @@ def spectrum(fold: Gram | Triangle) -> FloatArray:
     return np.square(svdvals(fold.matrix))
 
 
-def _rank(data: FloatArray, noise: float) -> int:
-    """Singular values of G above ``noise`` times the largest."""
-    return int(np.count_nonzero(data > data[0] * noise**2))
+def state(
+    solver: str,
+    n_rows: int,
+    n_columns: int,
+    extremes: tuple[float, float],
+    mu: float,
+    *,
+    through_gram: bool,
+    rank_rtol: float,
+    counts: tuple[int | None, int | None, int | None] = (None, None, None),
+    sigma_max: float | None = None,
+    extra_error: float = 0.0,
+) -> Conditioning:
+    """Put together what is known of a factorization.
+
+    Parameters
+    ----------
+    extremes : (float, float)
+        Largest and smallest eigenvalue of H (mu = 0: on the span of the data).
+    counts : tuple
+        rank, n_determined, n_kept.
+    extra_error : float
+        Relative error of R beside that of the factorization.
+
+    Raises
+    ------
+    NumericsError
+        If no digit of a rigidity would be right.
+    """
+    largest, smallest = extremes
+    condition = 1.0 if smallest == largest else np.inf
+    if smallest > 0.0:
+        condition = largest / smallest
+    root = float(np.sqrt(condition))
+    error = GRAM_ERROR * EPS * condition if through_gram else TRIANGLE_ERROR * EPS * root
+    rank, n_determined, n_kept = counts
+    conditioning = Conditioning(
+        solver=solver,
+        n_rows=n_rows,
+        n_columns=n_columns,
+        rank=rank,
+        rank_rtol=rank_rtol,
+        n_determined=n_determined,
+        n_kept=n_kept,
+        condition=condition,
+        accuracy=error + extra_error,
+        sigma_max=float(np.sqrt(max(largest - mu, 0.0))) if sigma_max is None else sigma_max,
+        mu=mu,
+    )
+    if error >= 1.0:
+        raise NumericsError(_no_digits(conditioning, through_gram))
+    return conditioning
+
+
+def _of_spectrum(
+    solver: str,
+    n_rows: int,
+    n_columns: int,
+    data: FloatArray,
+    mu: float,
+    noise: float,
+    through_gram: bool,
+) -> tuple[Conditioning, int]:
+    """State what the eigenvalues of ``G^T G`` say, and how many of them an eigenbasis holds.
+
+    ``data`` (n,) are in descending order; eigenvalues that must be 0 may be left out.
+    """
+    top = float(data[0]) if len(data) else 0.0
+    rank = int(np.count_nonzero(data > top * noise**2))
+    known = rank and (mu == 0.0 or rank == n_columns)
+    smallest = float(data[rank - 1]) if known else 0.0
+    n_kept = kept_directions(data, mu)
+    held = min(n_kept if mu > 0.0 else rank, n_rows)
+    extra_error = 0.0
+    if solver in ("eigh", "dual") and mu > 0.0 and held < n_columns:
+        extra_error = RESIDUAL_RTOL + (TRUNCATION if held < min(n_rows, len(data)) else 0.0)
+    stated = state(
+        solver,
+        n_rows,
+        n_columns,
+        (top + mu, smallest + mu),
+        mu,
+        through_gram=through_gram,
+        rank_rtol=noise,
+        counts=(rank, int(np.count_nonzero(data[:rank] > mu)), n_kept),
+        sigma_max=float(np.sqrt(top)),
+        extra_error=extra_error,
+    )
+    return stated, held
+
+
+def _of_extremes(
+    fold: Gram | Triangle,
+    factor: TriangularFactor,
+    solver: str,
+    n_rows: int,
+    mu: float,
+    noise: float,
+) -> Conditioning:
+    """State what extreme eigenvalues and counts say, for a few times the cost of the factor.
+
+    A bound nearer to 0 than rounding makes no count: of a Gram matrix never that for the rank.
+    """
+    n_columns = len(fold.matrix)
+    through_gram = isinstance(fold, Gram)
+    largest, smallest = extreme_eigenvalues(factor, n_columns, mu)
+    bounds = (noise**2 * largest, mu, TRUNCATION * mu)
+    square = fold.matrix if through_gram else dsyrk(1.0, fold.matrix, trans=1)
+    reliable = n_columns * EPS * largest
+    rank, n_determined, n_kept = (
+        n_columns
+        if smallest > 4.0 * max(mu, bound)
+        else n_above(square, bound)
+        if bound >= reliable
+        else None
+        for bound in bounds
+    )
+    if rank is not None and n_determined is not None:
+        n_determined = min(rank, n_determined)
+    return state(
+        solver,
+        n_rows,
+        n_columns,
+        (largest, smallest),
+        mu,
+        through_gram=through_gram,
+        rank_rtol=noise,
+        counts=(rank, n_determined, n_kept),
+    )
 
 
 def _check(fold: Gram | Triangle, mu: float, solver: str) -> None:
     if solver not in SOLVERS:
         raise JobError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    if not 0.0 <= mu < np.inf:
-        raise JobError(f"the regularizer mu is {mu}; it must be 0 or a positive number")
+    _check_regularizer(mu)
     held, needed = ("Gram matrix", "cholesky") if isinstance(fold, Gram) else ("triangle", "qr")
     if solver not in (needed, "eigh"):
         raise JobError(
@@ -147,6 +334,11 @@ def _check(fold: Gram | Triangle, mu: float, solver: str) -> None:
             f"the {held} of the data holds NaN or infinities: "
             "look for features that are not finite or exceed 1e150"
         )
+
+
+def _check_regularizer(mu: float) -> None:
+    if not 0.0 <= mu < np.inf:
+        raise JobError(f"the regularizer mu is {mu}; it must be 0 or a positive number")
 
 
 def _cholesky(fold: Gram, mu: float) -> TriangularFactor:
@@ -172,34 +364,18 @@ def _stack(fold: Triangle, mu: float) -> TriangularFactor:
     return TriangularFactor(absorb(fold.matrix.copy(order="F"), prior, n_columns))
 
 
-def _spectral(
-    fold: Gram | Triangle, mu: float, n_rows: int, noise: float
-) -> tuple[SpectralFactor, FloatArray, int]:
-    """Eigenvectors of ``G^T G``: as many as there are rows, for mu = 0 as the rank.
-
-    Returns the factor, the eigenvalues of ``G^T G`` in descending order and the rank of G.
-    """
+def _eigenbasis(fold: Gram | Triangle) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues of ``G^T G``, descending, and eigenvectors in columns."""
     if isinstance(fold, Gram):
         ascending, vectors = eigh(fold.matrix, lower=False, driver="evd")
-        data, basis = np.maximum(ascending[::-1], 0.0), vectors[:, ::-1]
-    else:
-        sigma, right = svd(fold.matrix, full_matrices=False)[1:]
-        data, basis = np.square(sigma), right.T
-    rank = _rank(data, noise)
-    kept = min(n_rows, len(data)) if mu > 0.0 else rank
-    factor = SpectralFactor(np.ascontiguousarray(basis[:, :kept]), data[:kept] + mu, mu)
-    return factor, data, rank
+        return np.maximum(ascending[::-1], 0.0), vectors[:, ::-1]
+    sigma, right = svd(fold.matrix, full_matrices=False)[1:]
+    return np.square(sigma), right.T
 
 
-def _accuracy(fold: Gram | Triangle, condition: float) -> float:
-    if isinstance(fold, Gram):
-        return GRAM_ERROR * EPS * condition
-    return TRIANGLE_ERROR * EPS * float(np.sqrt(condition))
-
-
-def _no_digits(conditioning: Conditioning, fold: Gram | Triangle) -> str:
-    needed = GRAM_ERROR * EPS if isinstance(fold, Gram) else (TRIANGLE_ERROR * EPS) ** 2
-    cure = "use solver: qr" if isinstance(fold, Gram) else "use mu: 0"
+def _no_digits(conditioning: Conditioning, through_gram: bool) -> str:
+    needed = GRAM_ERROR * EPS if through_gram else (TRIANGLE_ERROR * EPS) ** 2
+    cure = "use solver: qr" if through_gram else "use mu: 0"
     return (
         f"cond(H) is about {conditioning.condition:.1e} with mu {conditioning.mu:.3g} and "
         f"sigma_max(G) {conditioning.sigma_max:.3g}: solver {conditioning.solver} would give no "

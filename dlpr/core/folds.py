@@ -13,10 +13,12 @@ import numpy as np
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dtpqrt
 
-from dlpr.core.rows import FloatArray
+from dlpr.core.rows import FloatArray, strips
 
 QR_PANEL = 48
 """Columns that ``dtpqrt`` eliminates at a time; part of every numerical plan."""
+QR_ROWS = 1024
+"""Rows that are triangularized at a time: few enough to stay in cache."""
 
 
 @dataclass
@@ -31,10 +33,18 @@ class Gram:
         """Fold of no rows."""
         return cls(np.zeros((n_columns, n_columns), order="F"))
 
-    def update(self, rows: FloatArray) -> None:
-        """Add ``rows^T rows``; ``rows`` (n, n_columns) in C order are not copied."""
-        if len(rows):
-            self.matrix = dsyrk(1.0, rows.T, beta=1.0, c=self.matrix, overwrite_c=1)
+    def update(self, rows: FloatArray, scale: FloatArray | None = None) -> None:
+        """Add ``rows^T diag(scale^2) rows``.
+
+        Parameters
+        ----------
+        rows : (n, n_columns) float64
+            Any strides, read-only or not; in C order and without a scale they are not copied.
+        scale : (n,) float64, optional
+            Factor of each row.
+        """
+        for strip in strips(rows, scale):
+            self.matrix = dsyrk(1.0, strip.T, beta=1.0, c=self.matrix, overwrite_c=1)
 
     def add(self, other: Gram) -> None:
         """Add the fold of other rows."""
@@ -56,10 +66,21 @@ class Triangle:
         """Fold of no rows."""
         return cls(np.zeros((n_columns, n_columns), order="F"))
 
-    def update(self, rows: FloatArray) -> None:
-        """Triangularize ``[R; rows]`` in 2 n D^2 operations; ``rows`` (n, n_columns) are copied."""
-        if len(rows):
-            self.matrix = absorb(self.matrix, np.array(rows, dtype=np.float64, order="F"), 0)
+    def update(self, rows: FloatArray, scale: FloatArray | None = None) -> None:
+        """Triangularize ``[R; diag(scale) rows]`` in 2 n D^2 operations.
+
+        Parameters
+        ----------
+        rows : (n, n_columns) float64
+            Any strides; copied, `QR_ROWS` at a time.
+        scale : (n,) float64, optional
+            Factor of each row.
+        """
+        for start in range(0, len(rows), QR_ROWS):
+            piece = np.array(rows[start : start + QR_ROWS], dtype=np.float64, order="F")
+            if scale is not None:
+                piece *= scale[start : start + QR_ROWS, None]
+            self.matrix = absorb(self.matrix, piece, 0)
 
     def add(self, other: Triangle) -> None:
         """Triangularize ``[R; R_other]`` in 2/3 D^3 operations."""

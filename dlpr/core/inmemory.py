@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.factor import Factor
-from dlpr.core.factorize import EPS, Conditioning, factorize, needs_qr
+from dlpr.core.factor import EPS, HeldFactor
+from dlpr.core.factorize import Conditioning, factorize, refusal
 from dlpr.core.folds import Gram, Triangle
 from dlpr.core.rows import Blocks, FloatArray, row_factor, sum_rows
 from dlpr.errors import InputError, JobError, NumericsError
@@ -212,7 +212,7 @@ def _components(comp_dims: Sequence[int], n_features: int) -> list[slice]:
     return [slice(int(start), int(stop)) for start, stop in pairwise(edges)]
 
 
-def _fit(train: _Structures, alpha: float) -> tuple[Factor, int]:
+def _fit(train: _Structures, alpha: float) -> tuple[HeldFactor, int]:
     """Factorize ``A^T A + alpha s^2 1`` and count its numerically missing ranks."""
     if not 0.0 <= alpha < np.inf:
         raise JobError(f"alpha is {alpha}; it must be 0 or a positive number")
@@ -227,7 +227,7 @@ def _fit(train: _Structures, alpha: float) -> tuple[Factor, int]:
     return factor, int(np.count_nonzero(eigenvalues <= cutoff * eigenvalues[0]))
 
 
-def _factorize_rows(rows: FloatArray, mu: float) -> tuple[Factor, Conditioning]:
+def _factorize_rows(rows: FloatArray, mu: float) -> tuple[HeldFactor, Conditioning]:
     """Factorize by Cholesky, or by QR where that would lose digits."""
     n_rows, n_columns = rows.shape
     if mu > 0.0:
@@ -235,7 +235,7 @@ def _factorize_rows(rows: FloatArray, mu: float) -> tuple[Factor, Conditioning]:
         gram.update(rows)
         with suppress(NumericsError):
             factor, conditioning = factorize(gram, mu, n_rows, "cholesky")
-            if not needs_qr(conditioning):
+            if refusal(conditioning) is None:
                 return factor, conditioning
     triangle = Triangle.zeros(n_columns)
     triangle.update(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,24 +18,82 @@ CONVENTIONS = ("mean", "sum", "sqrt")
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The columns of a model: one block of descriptor features for each kind of weights.
+class Layout:
+    """The columns of a model in blocks of weights, each as wide as it needs to be."""
 
-    ``n_blocks`` is the number of central species where each has its own weights (JCTC23 SI,
-    GaAs; any kernel) and 1 where all share one set.
-    """
+    widths: tuple[int, ...]
+    """(n_blocks,) columns of each block"""
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.widths)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the whole model."""
+        return sum(self.widths)
+
+    def slice(self, block: int) -> slice:
+        """Columns of one block."""
+        start = sum(self.widths[:block])
+        return slice(start, start + self.widths[block])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Columns of sums over structures: a block of features for each central species."""
 
     n_features: int
     n_blocks: int
 
     @property
     def n_columns(self) -> int:
-        """Columns of the whole model, ``n_features * n_blocks``."""
+        """All columns, ``n_features * n_blocks``."""
         return self.n_features * self.n_blocks
 
-    def slice(self, block: int) -> slice:
-        """Columns of one block."""
-        return slice(block * self.n_features, (block + 1) * self.n_features)
+
+STRIP_ROWS = 256
+"""Rows that are copied or scaled at a time: few enough for the cache, enough for the BLAS."""
+
+
+def strips(
+    rows: FloatArray, scale: FloatArray | None = None, size: int = STRIP_ROWS
+) -> Iterator[FloatArray]:
+    """Yield rows times their factors, ``size`` at a time, for a BLAS that takes no strides.
+
+    Parameters
+    ----------
+    rows : (n, n_columns) float
+        Any strides, read-only or not.
+    scale : (n,) float64, optional
+        Factor of each row.
+    size : int
+
+    Yields
+    ------
+    (<= size, n_columns) float64
+        In C order; good until the next one, and not to be written to.
+    """
+    as_they_lie = scale is None and rows.flags.c_contiguous and rows.dtype == np.float64
+    buffer = np.empty((0 if as_they_lie else min(size, len(rows)), rows.shape[1]))
+    for start in range(0, len(rows), size):
+        piece = rows[start : start + size]
+        if as_they_lie:
+            yield piece
+            continue
+        strip = buffer[: len(piece)]
+        if scale is None:
+            strip[:] = piece
+        else:
+            np.multiply(piece, scale[start : start + size, None], out=strip)
+        yield strip
+
+
+def square_norm(rows: FloatArray) -> FloatArray:
+    """``|g|^2`` of each row (n,)."""
+    norms: FloatArray = np.einsum("ij,ij->i", rows, rows)
+    return norms
 
 
 def sum_rows(

@@ -4,8 +4,8 @@ from core_oracle import Array, exact_rigidity, steep_rows, telling_tests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpr.core.factor import Factor, SpectralFactor, TriangularFactor, load_factor
-from dlpr.core.factorize import EPS, Conditioning, factorize, needs_qr
+from dlpr.core.factor import EPS, RESIDUAL_RTOL, HeldFactor, SpectralFactor, load_factor
+from dlpr.core.factorize import Conditioning, factorize, refusal
 from dlpr.core.folds import Gram, Triangle
 from dlpr.errors import JobError, NumericsError
 
@@ -18,7 +18,7 @@ ROUTES = {
 seeds = st.integers(0, 2**31)
 
 
-def solve(rows: Array, mu: float, route: str) -> tuple[Factor, Conditioning]:
+def solve(rows: Array, mu: float, route: str) -> tuple[HeldFactor, Conditioning]:
     kind, solver = ROUTES[route]
     fold = kind.zeros(rows.shape[1])
     for part in np.array_split(rows, 3):
@@ -45,8 +45,10 @@ def test_accuracy_is_as_stated(route: str, shape: tuple[int, int], decades: int)
     assert stated.sigma_max == pytest.approx(1.0, rel=0.1)
     through_gram = ROUTES[route][0] is Gram
     limit = 10 * EPS / mu if through_gram else 5 * EPS / np.sqrt(mu)
-    assert stated.accuracy == pytest.approx(limit, rel=0.5)
-    assert needs_qr(stated) == (decades >= 8)
+    in_part_of_the_space = isinstance(factor, SpectralFactor) and shape[0] < shape[1]
+    residual = RESIDUAL_RTOL if in_part_of_the_space else 0.0
+    assert stated.accuracy == pytest.approx(limit + residual, rel=0.5)
+    assert (refusal(stated) is not None) == (decades >= 8)
 
 
 def test_gram_matrix_loses_what_the_triangle_keeps() -> None:
@@ -97,7 +99,7 @@ def test_all_routes_agree_and_reload(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_zero_rows_overwrite_and_bits(route: str) -> None:
+def test_zero_rows_and_bits(route: str) -> None:
     factor, _ = solve(steep_rows(30, 12, 2.0, seed=0), 1e-4, route)
     rows = np.random.default_rng(0).normal(size=(6, 12))
     rows[2] = 0.0
@@ -107,9 +109,9 @@ def test_zero_rows_overwrite_and_bits(route: str) -> None:
     assert rigidity[2] == np.inf
     assert np.isfinite(np.delete(rigidity, 2)).all()
     np.testing.assert_array_equal(factor.rigidity(np.asfortranarray(rows)), rigidity)
-    np.testing.assert_array_equal(factor.rigidity(rows, overwrite=True), rigidity)
-    if isinstance(factor, TriangularFactor):
-        assert not np.array_equal(rows, kept)
+    np.testing.assert_array_equal(factor.rigidity(np.hstack([rows, rows])[:, :12]), rigidity)
+    rows.flags.writeable = False
+    np.testing.assert_array_equal(factor.rigidity(rows), rigidity)
     assert factor.rigidity(rows[:0]).shape == (0,)
     assert (factor.block(slice(5, 5)).rigidity(rows[:, 5:5]) == np.inf).all()
 

@@ -79,6 +79,20 @@ def test_folding_needs_no_second_matrix(kind: Kind, solver: str) -> None:
     np.testing.assert_array_equal(fold.matrix, matrix)
 
 
+@pytest.mark.parametrize("kind", [Gram, Triangle])
+def test_rows_of_any_strides_and_scale(kind: Kind) -> None:
+    """Columns of a wider block that may not be written, of more rows than are copied at a time."""
+    rng = np.random.default_rng(1)
+    wide, scale = rng.normal(size=(1500, 21)), rng.random(1500)
+    wide.flags.writeable = False
+    for rows in (wide, wide[:, 4:13], wide[:, ::2], wide[::-1].T[:, :21].T):
+        for factor in (None, scale[: len(rows)]):
+            fold = kind.zeros(rows.shape[1])
+            fold.update(rows, factor)
+            weighted = rows if factor is None else rows * factor[:, None]
+            np.testing.assert_allclose(square(fold), weighted.T @ weighted, rtol=1e-11, atol=1e-11)
+
+
 def test_triangle_is_triangular() -> None:
     fold = folded(Triangle, np.array_split(steep_rows(40, 55, 2.0, 0), 3), np.array([0, 1, 1]))
     np.testing.assert_array_equal(np.tril(fold.matrix, -1), 0.0)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpr.core.rows import Blocks, merge_blocks, row_factor, sum_rows
+from dlpr.core.rows import Blocks, Layout, merge_blocks, row_factor, sum_rows
 from dlpr.errors import JobError
 
 
@@ -16,7 +16,7 @@ def test_sum_rows_is_the_loop_in_order(seed: int, n: int, n_blocks: int) -> None
     structure = np.sort(rng.integers(0, 5, n))
     expected = np.zeros((5, blocks.n_columns))
     for i in range(n):
-        expected[structure[i], blocks.slice(block[i])] += features[i]
+        expected[structure[i], 4 * block[i] : 4 * block[i] + 4] += features[i]
     rows = sum_rows(features, block, structure, 5, blocks)
     np.testing.assert_array_equal(rows, expected)
     assert rows.dtype == np.float64
@@ -45,3 +45,9 @@ def test_row_factor() -> None:
 def test_sum_rows_refuses_what_it_cannot_place(block: int, structure: int) -> None:
     with pytest.raises(ValueError, match="allowed is 0"):
         sum_rows(np.ones((1, 2)), np.array([block]), np.array([structure]), 3, Blocks(2, 2))
+
+
+def test_layouts_of_unequal_blocks() -> None:
+    uneven = Layout((3, 0, 5))
+    assert (uneven.n_blocks, uneven.n_columns) == (3, 8)
+    assert [uneven.slice(block) for block in range(3)] == [slice(0, 3), slice(3, 3), slice(3, 8)]
