@@ -29,7 +29,7 @@ _HANDLES: dict[str, type[Handle]] = {
 }
 _STORES: dict[str, Callable[[int], str]] = {
     "structures": part_name,
-    "features": lambda _: "features.zarr",
+    "features": part_name,
     "result": lambda _: STORE,
 }
 """Stages whose data are Zarr: where those of a task are. The others have parts, ``.npz``."""
@@ -165,8 +165,8 @@ def _content(folder: StageFolder, receipts: list[Receipt]) -> Rows:
     if folder.stage in _HANDLES and len(receipts) == folder.n_tasks:
         facts = _HANDLES[folder.stage](folder.path).facts()
         rows += _flat("", {name: value for name, value in facts.items() if name != "path"})
-    if folder.stage == "factor":
-        rows += _flat("", receipts[0].facts)
+    if folder.stage in ("factor", "cholesky"):
+        rows += _flat("", receipts[-1].facts)
     task = receipts[0].task
     if folder.stage in _STORES:
         name = _STORES[folder.stage](task)

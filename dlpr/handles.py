@@ -12,10 +12,10 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.errors import StoreError
-from dlpr.stages.factor import Factors, open_factors
+from dlpr.stages.factor import Factors, factor_facts, open_factors
 from dlpr.stages.features import ARRAY
 from dlpr.stages.result import STORE
-from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.stages.structures import StructureStore, open_structures, part_name
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder, check_format
 from dlpr.tables import rigidity_table
@@ -83,21 +83,20 @@ class Structures(Handle):
 
 
 class Features(Handle):
-    """Features of one set, (n_environments, n_features), in chunks of environments."""
+    """Features of one set, (n_environments, n_features), a Zarr array for every task."""
 
-    def open(self) -> zarr.Array[Any]:
-        """The array of features."""
-        array = zarr.open_group(str(self.path / "features.zarr"), mode="r")[ARRAY]
-        assert isinstance(array, zarr.Array)
-        return array
+    def open(self) -> list[zarr.Array[Any]]:
+        """The arrays of features, in the structure store's order of environments."""
+        parts = [self.path / part_name(task) for task in range(self.folder.n_tasks)]
+        return [zarr.open_array(str(part / ARRAY), mode="r") for part in parts]
 
     def facts(self) -> dict[str, Any]:
-        array = self.open()
+        parts = self.open()
         return {
-            "environments": array.shape[0],
-            "features": array.shape[1],
-            "dtype": array.dtype,
-            "path": self.path / "features.zarr",
+            "environments": sum(part.shape[0] for part in parts),
+            "features": parts[0].shape[1],
+            "dtype": parts[0].dtype,
+            "path": self.path / "parts",
         }
 
 
@@ -111,17 +110,17 @@ class Hessian(Handle):
     @property
     def conditioning(self) -> Json:
         """Solver, rank, condition, accuracy to expect."""
-        found: Json = self.folder.receipts()[0].facts["conditioning"]
+        found: Json = factor_facts(self.folder)["conditioning"]
         return found
 
     def facts(self) -> dict[str, Any]:
-        facts = self.folder.receipts()[0].facts
+        facts = factor_facts(self.folder)
         found = self.conditioning
         return {
             "solver": found["solver"],
             "rows": found["n_rows"],
             "columns": found["n_columns"],
-            "rank": found["rank"],
+            "rank": "unknown" if found["rank"] is None else found["rank"],
             "condition": f"{found['condition']:.3g}",
             "relative error to expect": f"{found['accuracy']:.1e}",
             "mu": facts["mu"],

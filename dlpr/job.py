@@ -206,9 +206,10 @@ class Numerics(_Section):
 
     blas_threads: Count = 1
     factor_threads: Count = 2
-    fold_block_rows: Count = 1024
+    fold_block_rows: Count = 256
     block_environments: CountOrNone = None
     task_environments: CountOrNone = None
+    tile_columns: Count = 4096
     partials_budget: Bytes = 8 * 2**30
 
 
@@ -240,7 +241,7 @@ class Job(_Section):
     )
     descriptor: Descriptor = Field(description="a mapping with one of: soap")
     model: Model = Field(description="a mapping with one of: linear")
-    solver: Literal["auto", "cholesky", "qr", "eigh"] = "auto"
+    solver: Literal["auto", "cholesky", "qr", "eigh", "dual"] = "auto"
     store_train_features: bool = True
     store_test_features: bool = False
     storage: Storage = Storage()

@@ -70,7 +70,7 @@ def _sources() -> dict[str, list[Atoms]]:
     return {"train": train, "film": film, "bare": [_silicon(1, 13)]}
 
 
-def _make(folder: Path) -> SmallRun:
+def _make(folder: Path, test: dict[str, Any], **numerics: int) -> SmallRun:
     sources = _sources()
     folder.mkdir()
     for name, frames in sources.items():
@@ -79,14 +79,11 @@ def _make(folder: Path) -> SmallRun:
         {
             "output": "results",
             "train": {"files": "train.extxyz", "group_by": "config_type"},
-            "test": {
-                "train": "train",
-                "film": {"files": "film.extxyz"},
-                "bare": {"files": "bare.extxyz"},
-            },
+            "test": test,
             "descriptor": {"soap": SOAP},
             "model": {"linear": {"regularizer": 1e-6}},
-            "numerics": {"block_environments": 1024, "task_environments": 2048},
+            "solver": "cholesky",
+            "numerics": {"block_environments": 1024, "task_environments": 2048, **numerics},
         },
         base=folder,
     )
@@ -98,6 +95,7 @@ def _make(folder: Path) -> SmallRun:
 
 
 _made: dict[Path, SmallRun] = {}
+BARE = {"files": "bare.extxyz"}
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +103,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     """The run; whoever changes it takes `copied_run`."""
     folder = tmp_path_factory.getbasetemp() / "small_run"
     if folder not in _made:
-        _made[folder] = _make(folder)
+        film = {"files": "film.extxyz"}
+        _made[folder] = _make(folder, {"train": "train", "film": film, "bare": BARE})
+    return _made[folder]
+
+
+@pytest.fixture(scope="session")
+def tiled_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """One whose Hessian is folded and factorized in tiles."""
+    folder = tmp_path_factory.getbasetemp() / "tiled_run"
+    if folder not in _made:
+        _made[folder] = _make(folder, {"bare": BARE}, tile_columns=100)
     return _made[folder]
 
 

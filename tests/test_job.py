@@ -122,9 +122,10 @@ def test_defaults_are_those_promised() -> None:
         "numerics": {
             "blas_threads": 1,
             "factor_threads": 2,
-            "fold_block_rows": 1024,
+            "fold_block_rows": 256,
             "block_environments": None,
             "task_environments": None,
+            "tile_columns": 4096,
             "partials_budget": 8 * 2**30,
         },
     }
@@ -312,7 +313,7 @@ def test_words_that_yaml_1_1_reads_as_booleans_and_dates(tmp_path: Path) -> None
 def test_blank_sections_take_their_defaults(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, EXAMPLE + "numerics:\nstorage: ~\n"))
     assert job.storage.dtype == "float64"
-    assert job.numerics.fold_block_rows == 1024
+    assert job.numerics.fold_block_rows == 256
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from dlpr.engine.events import Event
 from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
+from dlpr.job import Job
+from dlpr.stages.factor import factor_facts
 from dlpr.store.files import Json
 from dlpr.tables import TextTable, cost_table, rigidity_table
 
@@ -79,7 +81,8 @@ def show_result(console: Console, steps: Pipeline) -> None:
     result = Result(steps.workspace.output)
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
-    lines = solver_lines(steps.factor().receipts()[0].facts) + steps.notes()
+    lines = solver_lines(factor_facts(steps.factor())) + steps.notes()
+    lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -88,11 +91,24 @@ def show_result(console: Console, steps: Pipeline) -> None:
 def solver_lines(facts: Json) -> list[str]:
     """How the Hessian was factorized, and how far to trust the digits."""
     found = facts["conditioning"]
+    lines = [f"solver {found['solver']}: {found['n_rows']} rows, {found['n_columns']} columns"]
+    if found["rank"] is not None:
+        lines[0] += f", rank {found['rank']} (rtol {found['rank_rtol']:.1e})"
+    if found["n_determined"] is not None:
+        lines[0] += f"; the data outweigh the regularizer in {found['n_determined']} directions"
     return [
-        f"solver {found['solver']}: {found['n_rows']} rows, {found['n_columns']} columns, "
-        f"rank {found['rank']} (rtol {found['rank_rtol']:.1e}); "
-        f"the data outweigh the regularizer in {found['n_determined']} directions",
+        *lines,
         f"condition of the Hessian {found['condition']:.2e}; relative error of a rigidity to "
         f"expect: below {found['accuracy']:.1e}",
         f"regularizer mu = {facts['mu']:.6g} (scale^2 = {facts['scale_square']:.6g})",
     ]
+
+
+def thread_line(job: Job) -> str:
+    """How the cores of the embedded cluster are shared out."""
+    spec, numerics = job.cluster.spec, job.numerics
+    return (
+        f"threads: {spec.workers} workers of {spec.threads_per_worker} tasks at once; BLAS "
+        f"{numerics.blas_threads} a task ({numerics.factor_threads} in the factorization), "
+        f"Rayon {spec.threads_per_worker} a worker"
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlpr.core.rows import Blocks
+from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
 from dlpr.engine.pipeline import Pipeline, default_block, default_task
@@ -45,7 +45,7 @@ class SetSize:
     @property
     def crowd(self) -> memory.Crowd:
         """What the memory of a descriptor depends on."""
-        return memory.Crowd(self.largest_frame, self.density)
+        return memory.Crowd(self.largest_frame, self.density, self.n_structures)
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Estimate:
     Attributes
     ----------
     sets : dict of str to SetSize
-    layout : Blocks
+    layout : Layout
     stages : list of StageEstimate
     species : tuple of int
         Of the sampled frames.
     """
 
     sets: dict[str, SetSize]
-    layout: Blocks
+    layout: Layout
     stages: list[StageEstimate]
     species: tuple[int, ...]
 
@@ -107,18 +107,28 @@ def estimate(steps: Pipeline) -> Estimate:
     species = sorted({int(z) for record in sample for z in np.unique(record.number)})
     calculator = descriptor(steps.job.descriptor.model_dump(mode="json"), species)
     separate = steps.job.model.spec.centre_species == "separate"
-    layout = Blocks(calculator.n_features, len(species) if separate else 1)
+    layout = Layout((calculator.n_features,) * (len(species) if separate else 1))
     seconds = _seconds_per_environment(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
-    stages += _training(steps, calculator, layout, sizes["train"], seconds)
+    form = fold_stage.form_of(
+        steps.job.solver,
+        steps.job.model.spec.regularizer,
+        sizes["train"].n_structures,
+        layout.n_columns,
+        steps.job.numerics.tile_columns,
+    )
+    tile_columns = steps.job.numerics.tile_columns
+    factor = memory.FactorSize(form, layout, sizes["train"].n_structures, tile_columns)
+    stages += _training(steps, calculator, factor, sizes["train"], seconds)
     for name in sizes if steps.job.store_test_features else ():
         if name != "train":
             stages.append(_features(steps, calculator, name, sizes[name], seconds))
     for name in steps.job.test:
-        stages.append(_rigidity(steps, calculator, layout, name, sizes, seconds))
+        stages.append(_rigidity(steps, calculator, factor, name, sizes, seconds))
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
     largest = max(size.largest_frame for size in sizes.values())
-    nbytes = memory.result_nbytes(layout, largest)
+    most = max(size.n_structures for size in sizes.values())
+    nbytes = memory.result_nbytes(factor, largest, most)
     n_tests = len(steps.job.test)
     stages.append(StageEstimate("result", n_tests, 40 * n_tests, 18 * total, nbytes, 0.0))
     return Estimate(sizes, layout, stages, tuple(species))
@@ -181,17 +191,18 @@ def _ingest(name: str, size: SetSize) -> StageEstimate:
     )
 
 
-def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int, int]:
+def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int, int, int]:
+    """Environments of a block and of a task, and how many tasks there are."""
     numerics = steps.job.numerics
     block = numerics.block_environments or default_block(calculator.n_features)
-    task = numerics.task_environments or default_task(size.n_environments, block)
-    return block, max(1, -(-size.n_environments // task))
+    task = numerics.task_environments or default_task(block)
+    return block, task, max(1, -(-size.n_environments // task))
 
 
 def _features(
     steps: Pipeline, calculator: Descriptor, name: str, size: SetSize, seconds: float
 ) -> StageEstimate:
-    block, n_tasks = _blocks(steps, calculator, size)
+    block, _, n_tasks = _blocks(steps, calculator, size)
     itemsize = np.dtype(steps.job.storage.dtype).itemsize
     return StageEstimate(
         f"features of {name}",
@@ -204,52 +215,70 @@ def _features(
 
 
 def _training(
-    steps: Pipeline, calculator: Descriptor, layout: Blocks, size: SetSize, seconds: float
+    steps: Pipeline,
+    calculator: Descriptor,
+    factor: memory.FactorSize,
+    size: SetSize,
+    seconds: float,
 ) -> list[StageEstimate]:
-    job, width = steps.job, layout.n_columns
-    block, n_tasks = _blocks(steps, calculator, size)
+    job, width = steps.job, factor.layout.n_columns
+    block, _, n_tasks = _blocks(steps, calculator, size)
     featurize = size.n_environments * seconds / 3600
     stages: list[StageEstimate] = []
     if job.store_train_features:
         stages.append(_features(steps, calculator, "train", size, seconds))
     n_rows = -(-size.n_structures // n_tasks) + 2
     nbytes = memory.rows_nbytes(calculator, block, size.crowd, n_rows)
-    rows = 8 * size.n_structures * calculator.n_features * len(calculator.species)
+    sums = 8 * size.n_structures * calculator.n_features * len(calculator.species)
     hours = 0.0 if job.store_train_features else featurize
-    stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, rows, nbytes, hours))
-    numerics = steps.numerics()
-    n_partials = len(fold_stage.edges_of([size.n_structures], width, numerics)) - 1
-    nbytes = memory.fold_nbytes(layout, job.numerics.fold_block_rows)
-    kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(job.solver, 3)
-    flops = kinds * size.n_structures * width**2
-    partials = 8 * width**2 * n_partials
-    stages.append(
-        StageEstimate(
-            "folds", n_partials, 2 * n_partials + 4, partials, nbytes, flops / FLOPS / 3600
-        )
-    )
-    hours = 30 * width**3 / FLOPS / 3600
-    factor = memory.factor_nbytes(layout)
-    stages.append(StageEstimate("factor", 1, 6, memory.factors_nbytes(layout), factor, hours))
+    stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, sums, nbytes, hours))
+    cubic, task_nbytes = 5 * width**3, factor.factorize_nbytes
+    n_factor = 1
+    if factor.form == "rows":
+        cubic = 6 * size.n_structures**2 * width
+    else:
+        stages.append(_folds(steps, factor, size))
+    if factor.form == "tiles":
+        n_orders = factor.layout.n_blocks
+        tiles = fold_stage.cut(factor.layout, factor.tile_columns)
+        n_factor = n_orders * len(tiles.pairs()) + 1
+        cubic = n_orders * width**3 // 3
+    hours = cubic / FLOPS / 3600
+    on_disk = factor.on_disk_nbytes
+    stages.append(StageEstimate("factor", n_factor, 2 * n_factor + 4, on_disk, task_nbytes, hours))
     return stages
+
+
+def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEstimate:
+    numerics, width = steps.numerics(), factor.layout.n_columns
+    tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
+    run_rows = fold_stage.run_rows(size.n_structures, 1, width, numerics["partials_nbytes"])
+    n_runs = -(-size.n_structures // run_rows)
+    n_tasks = n_runs * len(tiles.pairs())
+    nbytes = memory.fold_nbytes(width, max(tiles.widths), numerics["fold_block_rows"])
+    kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(steps.job.solver, 3)
+    hours = kinds * size.n_structures * width**2 / FLOPS / 3600
+    partials = 8 * width**2 * n_runs
+    return StageEstimate("folds", n_tasks, 2 * n_tasks + 4, partials, nbytes, hours)
 
 
 def _rigidity(
     steps: Pipeline,
     calculator: Descriptor,
-    layout: Blocks,
+    factor: memory.FactorSize,
     name: str,
     sizes: dict[str, SetSize],
     seconds: float,
 ) -> StageEstimate:
-    size = _size_of(sizes, name)
-    block, n_tasks = _blocks(steps, calculator, size)
-    flops = size.n_environments * layout.n_features**2 + size.n_structures * layout.n_columns**2
+    size, layout = _size_of(sizes, name), factor.layout
+    block, task, n_tasks = _blocks(steps, calculator, size)
+    flops = size.n_environments * max(layout.widths) ** 2
+    flops += size.n_structures * layout.n_columns**2
     own = isinstance(steps.job.test[name], SetSpec)
     is_stored = steps.job.store_test_features if own else steps.job.store_train_features
     hours = (size.n_environments * (0.0 if is_stored else seconds) + flops / FLOPS) / 3600
     nbytes = 17 * size.n_environments + n_tasks * 16 * layout.n_columns
-    peak = memory.rigidity_nbytes(calculator, layout, block, size.crowd)
+    peak = memory.rigidity_nbytes(calculator, factor, block, task, size.crowd)
     return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlpr.core.rows import Blocks
+from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
-from dlpr.stages.features import open_descriptor
-from dlpr.stages.fold import blocks_of
+from dlpr.stages.features import ROWS_NBYTES, open_descriptor, task_edges
+from dlpr.stages.fold import tiling_of
+from dlpr.stages.model import open_model
 from dlpr.stages.result import CHUNK_ROWS
-from dlpr.stages.rows import PART_NBYTES
+from dlpr.stages.rigidity import TILED_ROWS
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
@@ -75,10 +76,12 @@ class Crowd:
         Atoms.
     density : float
         Atoms per Å³ of the densest periodic frame.
+    n_structures : int
     """
 
     largest_frame: int
     density: float
+    n_structures: int
 
 
 def block_nbytes(calculator: Descriptor, block: int, crowd: Crowd) -> int:
@@ -96,32 +99,83 @@ def rows_nbytes(calculator: Descriptor, block: int, crowd: Crowd, n_rows: int) -
     return block_nbytes(calculator, block, crowd) + 3 * 8 * n_columns * n_rows
 
 
-def fold_nbytes(layout: Blocks, block_rows: int) -> int:
-    """A partial, the block that is folded into it, and parts of rows."""
-    return 2 * 8 * layout.n_columns**2 + 4 * 8 * layout.n_columns * block_rows + 2 * PART_NBYTES
+def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
+    """A tile, the block that is folded into it, and a part of the rows, mapped and put together."""
+    width = min(n_columns, tile_columns)
+    blocks = block_rows * (4 * width + 2 * n_columns)
+    return 8 * (2 * width**2 + blocks) + ROWS_NBYTES
 
 
-def factors_nbytes(layout: Blocks) -> int:
-    """The factored Hessian as a worker reads and holds it."""
-    blocks = layout.n_blocks * layout.n_features**2 if layout.n_blocks > 1 else 0
-    return 8 * (2 * layout.n_columns**2 + blocks)
+@dataclass(frozen=True)
+class FactorSize:
+    """What the memory of a factorization and of its use depends on.
+
+    Attributes
+    ----------
+    form : str
+        See `dlpr.stages.fold.form_of`.
+    layout : Layout
+        The model's columns.
+    n_rows : int
+        Training structures.
+    tile_columns : int
+    """
+
+    form: str
+    layout: Layout
+    n_rows: int
+    tile_columns: int
+
+    @property
+    def nbytes(self) -> int:
+        """The factor as a worker maps it: all of it, or two tiles."""
+        n_columns = self.layout.n_columns
+        if self.form == "tiles":
+            return 2 * 8 * min(self.tile_columns, n_columns) ** 2
+        blocks = self.layout.n_blocks if self.layout.n_blocks > 1 else 0
+        if self.form == "rows":
+            return 8 * (1 + blocks) * n_columns * min(self.n_rows, n_columns)
+        return 8 * (n_columns**2 + (sum(w**2 for w in self.layout.widths) if blocks else 0))
+
+    @property
+    def on_disk_nbytes(self) -> int:
+        """All of the factor: in tiles, once for every block that comes last."""
+        if self.form == "tiles":
+            return 4 * self.layout.n_blocks * self.layout.n_columns**2
+        return self.nbytes
+
+    @property
+    def factorize_nbytes(self) -> int:
+        """Partials combined and factorized."""
+        n_columns = self.layout.n_columns
+        if self.form == "tiles":
+            return 5 * 8 * self.tile_columns**2 + 64 * MIB
+        if self.form == "rows":
+            return self.nbytes + 4 * 8 * n_columns * self.n_rows + ROWS_NBYTES + 64 * MIB
+        return 2 * self.nbytes + 4 * 8 * n_columns**2 + 64 * MIB
+
+    @property
+    def solve_rows(self) -> int:
+        """Rows that are held while they are solved at once."""
+        return TILED_ROWS if self.form == "tiles" else 0
 
 
-def factor_nbytes(layout: Blocks) -> int:
-    """Partials combined and factorized."""
-    return factors_nbytes(layout) + 3 * 8 * layout.n_columns**2 + 64 * MIB
+def rigidity_nbytes(
+    calculator: Descriptor, size: FactorSize, block: int, task: int, crowd: Crowd
+) -> int:
+    """The factor, a block of features, its solution, and the rows of a task's structures."""
+    n_sums = calculator.n_features * len(calculator.species)
+    rows = 2 * 8 * block * (n_sums + calculator.n_features)
+    solved = 3 * 8 * size.solve_rows * n_sums
+    structures = 3 * min(ROWS_NBYTES, 8 * n_sums * min(task, crowd.n_structures))
+    computed = block_nbytes(calculator, block, crowd)
+    return size.nbytes + computed + rows + solved + structures
 
 
-def rigidity_nbytes(calculator: Descriptor, layout: Blocks, block: int, crowd: Crowd) -> int:
-    """The factors, a block of features, its solution, and the rows of its structures."""
-    n_columns = calculator.n_features * len(calculator.species)
-    rows = 2 * 8 * block * (n_columns + calculator.n_features)
-    return factors_nbytes(layout) + block_nbytes(calculator, block, crowd) + rows
-
-
-def result_nbytes(layout: Blocks, largest_frame: int) -> int:
-    """Arrays of some chunks, or of a frame that is put back in source order, and the factors."""
-    return factors_nbytes(layout) + RESULT_NBYTES * max(2 * CHUNK_ROWS, largest_frame)
+def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> int:
+    """Arrays of some chunks, or of a frame that is put back in source order, and the factor."""
+    rows = 2 * min(ROWS_NBYTES, 8 * size.layout.n_columns * n_structures)
+    return size.nbytes + rows + RESULT_NBYTES * max(2 * CHUNK_ROWS, largest_frame)
 
 
 def task_nbytes(folder: StageFolder) -> int:
@@ -141,7 +195,11 @@ def _ingest(folder: StageFolder) -> int:
 def crowd_of(structures: StageFolder) -> Crowd:
     """How crowded the frames of a finished set are."""
     facts = [receipt.facts for receipt in structures.receipts()]
-    return Crowd(max(f["largest_frame"] for f in facts), max(f["density"] for f in facts))
+    return Crowd(
+        max(f["largest_frame"] for f in facts),
+        max(f["density"] for f in facts),
+        sum(f["n_structures"] for f in facts),
+    )
 
 
 def _features(folder: StageFolder) -> int:
@@ -151,7 +209,8 @@ def _features(folder: StageFolder) -> int:
 
 
 def _rows(folder: StageFolder) -> int:
-    features, edges = folder.settings["features"], np.asarray(folder.settings["edges"])
+    features = folder.settings["features"]
+    edges = task_edges(folder.input("structures"), features)
     offset = open_structures(folder.input("structures")).structure_offset
     first = np.searchsorted(offset, edges[:-1], side="right")
     last = np.searchsorted(offset, edges[1:], side="left")
@@ -161,25 +220,45 @@ def _rows(folder: StageFolder) -> int:
     return rows_nbytes(calculator, features["block_environments"], crowd, n_rows)
 
 
-def _layout(folder: StageFolder) -> Blocks:
-    return blocks_of(folder.settings["features"], folder.settings["model"])
+def _layout(folder: StageFolder) -> Layout:
+    return open_model(folder.settings["features"], folder.settings["model"]).layout
 
 
 def _fold(folder: StageFolder) -> int:
-    return fold_nbytes(_layout(folder), folder.settings["numerics"]["fold_block_rows"])
+    settings = folder.settings
+    width = max(tiling_of(settings).widths)
+    return fold_nbytes(_layout(folder).n_columns, width, settings["numerics"]["fold_block_rows"])
+
+
+def _factor_size(factor: StageFolder) -> FactorSize:
+    """Of a planned "factor" or "cholesky"."""
+    form = {"cholesky": "tiles", "factor": "whole"}[factor.stage]
+    if factor.settings["solver"] == "dual":
+        form = "rows"
+    structures = open_structures(factor.input("rows").input("structures"))
+    tile_columns = factor.settings.get("tile_columns", 0)
+    return FactorSize(form, _layout(factor), structures.n_structures, tile_columns)
+
+
+def _factorize(folder: StageFolder) -> int:
+    return _factor_size(folder).factorize_nbytes
 
 
 def _rigidity(folder: StageFolder) -> int:
     features = folder.settings["features"]
     calculator = open_descriptor(features["descriptor"])
     crowd = crowd_of(folder.input("structures"))
-    return rigidity_nbytes(calculator, _layout(folder), features["block_environments"], crowd)
+    size = _factor_size(folder.input("factor"))
+    block, task = features["block_environments"], features["task_environments"]
+    return rigidity_nbytes(calculator, size, block, task, crowd)
 
 
 def _result(folder: StageFolder) -> int:
     sets = [folder.input(name) for name in folder.settings["sets"]]
-    frames = [r.facts["largest_frame"] for s in sets for r in s.input("structures").receipts()]
-    return result_nbytes(_layout(sets[0]), max(frames))
+    crowds = [crowd_of(one.input("structures")) for one in sets]
+    largest = max(crowd.largest_frame for crowd in crowds)
+    n_structures = max(crowd.n_structures for crowd in crowds)
+    return result_nbytes(_factor_size(sets[0].input("factor")), largest, n_structures)
 
 
 _TASK: dict[str, Callable[[StageFolder], int]] = {
@@ -189,7 +268,8 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "rows": _rows,
     "hessian": _fold,
     "triangle": _fold,
-    "factor": lambda folder: factor_nbytes(_layout(folder)),
+    "factor": _factorize,
+    "cholesky": _factorize,
     "rigidity": _rigidity,
     "result": _result,
 }

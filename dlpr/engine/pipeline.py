@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -11,8 +12,9 @@ from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import descriptor
 from dlpr.engine import memory
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError, JobError
+from dlpr.errors import CorruptPartError, JobError, NumericsError
 from dlpr.job import Job, SetSpec
+from dlpr.stages import cholesky as cholesky_stage
 from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
 from dlpr.stages import fold as fold_stage
@@ -21,6 +23,7 @@ from dlpr.stages import result as result_stage
 from dlpr.stages import rigidity as rigidity_stage
 from dlpr.stages import rows as rows_stage
 from dlpr.stages.features import open_descriptor
+from dlpr.stages.model import open_model
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -29,10 +32,10 @@ from dlpr.structures.selection import Where
 
 BLOCK_NBYTES = 1 << 24
 """Bytes of features in one block, where the job does not say."""
-MOST_BLOCKS = 16
-"""Blocks in one task at most."""
-FEWEST_TASKS = 32
-"""Tasks that a large set is cut into at least."""
+TASK_BLOCKS = 2
+"""Blocks in one task, where the job does not say."""
+FEWEST_ENVIRONMENTS = 4096
+"""Environments in one task at least."""
 MENDINGS = 5
 """Damaged parts that one run replaces before it gives up."""
 
@@ -111,8 +114,7 @@ class Pipeline:
         calculator = descriptor(self.job.descriptor.model_dump(mode="json"), self.species())
         numerics = self.job.numerics
         block = numerics.block_environments or default_block(calculator.n_features)
-        n_environments = open_structures(self.ingest(name)).n_environments
-        task = numerics.task_environments or default_task(n_environments, block)
+        task = numerics.task_environments or default_task(block)
         return {
             "descriptor": calculator.settings(),
             "dtype": self.job.storage.dtype,
@@ -145,12 +147,8 @@ class Pipeline:
 
     def fold(self, stage: str) -> StageFolder:
         """The partial Hessians ("hessian") or triangles ("triangle")."""
-        model = self.job.model.spec
-        of_rows = {
-            "kind": self.job.model.kind,
-            "rows": model.rows,
-            "centre_species": model.centre_species,
-        }
+        model = self.model()
+        of_rows = {name: model[name] for name in ("kind", "rows", "centre_species")}
 
         def make() -> StageFolder:
             work, numerics = self.workspace.work, self.numerics()
@@ -161,37 +159,60 @@ class Pipeline:
 
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
-        solver = self.job.solver
-        model = {"kind": self.job.model.kind, **self.job.model.spec.model_dump(mode="json")}
+        solver, model = self.job.solver, self.model()
         work, numerics = self.workspace.work, self.numerics()
 
-        def by(stage: str, solver: str) -> StageFolder:
-            plan = factor_stage.plan(work, self.fold(stage), model, solver, numerics)
-            return self.workspace.finish(f"factor of the {stage}", plan)
+        def by(of: StageFolder, solver: str) -> StageFolder:
+            plan = factor_stage.plan(work, of, model, solver, numerics)
+            return self.workspace.finish(f"factor of the {of.stage}", plan)
+
+        def by_tiles() -> StageFolder:
+            plan = cholesky_stage.plan(work, self.fold("hessian"), model, solver, numerics)
+            return self.workspace.finish("factor of the tiles", plan)
 
         def make() -> StageFolder:
-            self._require_memory()
-            if solver == "qr" or (solver == "auto" and model["regularizer"] == 0.0):
-                return by("triangle", "qr")
-            found = by("hessian", solver)
-            return by("triangle", "qr") if found.receipts()[0].facts["refused"] else found
+            form = self.form()
+            self._require_memory(form)
+            if form == "rows":
+                return by(self.rows(), "dual")
+            if solver != "qr" and (solver != "auto" or model["regularizer"] > 0.0):
+                with suppress(NumericsError) if solver == "auto" else nullcontext():
+                    found = by_tiles() if form == "tiles" else by(self.fold("hessian"), solver)
+                    if not factor_stage.factor_facts(found)["refused"]:
+                        return found
+                self._require_memory("whole")
+            return by(self.fold("triangle"), "qr")
 
         return self._once("factor", solver, make)
 
-    def _require_memory(self) -> None:
+    def model(self) -> Json:
+        """The job's model: its kind, and what the job says of it."""
+        model: Json = self.job.model.spec.model_dump(mode="json")
+        return {"kind": self.job.model.kind, **model}
+
+    def form(self) -> str:
+        """What the factor is made of: rows, a whole Hessian or tiles."""
+        n_rows = open_structures(self.ingest("train")).n_structures
+        n_columns = open_model(self.feature_settings("train"), self.model()).layout.n_columns
+        regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
+        return fold_stage.form_of(self.job.solver, regularizer, n_rows, n_columns, tile_columns)
+
+    def _require_memory(self, form: str) -> None:
         """Refuse, before anything is computed, what no worker could hold at the end."""
-        features = self.feature_settings("train")
+        features, numerics = self.feature_settings("train"), self.job.numerics
         calculator = open_descriptor(features["descriptor"])
-        layout = fold_stage.blocks_of(features, self.job.model.spec.model_dump())
-        block = features["block_environments"]
-        needs = [
-            memory.fold_nbytes(layout, self.job.numerics.fold_block_rows),
-            memory.factor_nbytes(layout),
-        ]
+        layout = open_model(features, self.model()).layout
+        n_rows = open_structures(self.ingest("train")).n_structures
+        size = memory.FactorSize(form, layout, n_rows, numerics.tile_columns)
+        needs = [size.factorize_nbytes]
+        if form != "rows":
+            width = numerics.tile_columns if form == "tiles" else layout.n_columns
+            needs.append(memory.fold_nbytes(layout.n_columns, width, numerics.fold_block_rows))
         for name in self.set_names():
             crowd = memory.crowd_of(self.ingest(name))
-            needs.append(memory.rigidity_nbytes(calculator, layout, block, crowd))
-            needs.append(memory.result_nbytes(layout, crowd.largest_frame))
+            block, task = features["block_environments"], features["task_environments"]
+            needs.append(memory.rigidity_nbytes(calculator, size, block, task, crowd))
+            needs.append(memory.result_nbytes(size, crowd.largest_frame, crowd.n_structures))
         self.workspace.executor.require(max(needs))
 
     def rigidity(self, name: str) -> StageFolder:
@@ -245,6 +266,7 @@ class Pipeline:
             "threads": numerics.blas_threads,
             "factor_threads": numerics.factor_threads,
             "fold_block_rows": numerics.fold_block_rows,
+            "tile_columns": numerics.tile_columns,
             "partials_nbytes": numerics.partials_budget,
             "kernel": self.kernel,
         }
@@ -287,15 +309,14 @@ def check_job(job: Job) -> None:
 
 
 def default_block(n_features: int) -> int:
-    """Environments in a block of about `BLOCK_NBYTES`: a power of two from 64 to 2048."""
-    rows = max(64, min(2048, BLOCK_NBYTES // (8 * n_features)))
+    """Environments in a block of about `BLOCK_NBYTES`: a power of two from 64 to 8192."""
+    rows = max(64, min(8192, BLOCK_NBYTES // (8 * n_features)))
     return 1 << (rows.bit_length() - 1)
 
 
-def default_task(n_environments: int, block: int) -> int:
-    """Environments in a task: 1 to `MOST_BLOCKS` blocks, a power of two of them."""
-    blocks = max(1, min(MOST_BLOCKS, n_environments // (FEWEST_TASKS * block)))
-    return block << (blocks.bit_length() - 1)
+def default_task(block: int) -> int:
+    """Environments in a task. Not a function of the set, which may grow."""
+    return max(TASK_BLOCKS * block, FEWEST_ENVIRONMENTS)
 
 
 def versions() -> Mapping[str, str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 
 from dlpr.store.arrays import CHECKSUM_NBYTES, METADATA, checksums
-from dlpr.store.files import DAMAGE, read_json
+from dlpr.store.files import DAMAGE, members, read_json
 from dlpr.store.folder import StageFolder
 
 _READ_NBYTES = 1 << 20
@@ -62,15 +60,15 @@ def _is_whole(path: Path, size: int, check: Any) -> bool:
 
 
 def _member_checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of every array of an ``.npz``, computed from the bytes that are there."""
+    """CRC-32C of every array of an ``.npz``, computed from the bytes that are there."""
     found: dict[str, int] = {}
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            check = 0
-            with archive.open(info) as member:
-                while block := member.read(_READ_NBYTES):
-                    check = zlib.crc32(block, check)
-            found[info.filename.removesuffix(".npy")] = check
+    with path.open("rb") as file:
+        for name, (offset, left) in members(path).items():
+            file.seek(offset)
+            found[name] = 0
+            while left and (block := file.read(min(left, _READ_NBYTES))):
+                found[name] = google_crc32c.extend(found[name], block)
+                left -= len(block)
     return found
 
 

@@ -68,14 +68,20 @@ class Workspace:
                 f"`dlpr status {self.output}` says by whom."
             )
         missing = folder.missing()
-        done = folder.n_tasks - len(missing)
-        self._use(role, folder)
         reason = self._reason(role, folder, missing)
+        self._use(role, folder)
+        if folder.adopt(missing):
+            missing = folder.missing()
+            reason += f"; {len(missing)} of {folder.n_tasks} tasks are new"
+        done = folder.n_tasks - len(missing)
         self.tell(Event("stage", role, done, folder.n_tasks, reason))
         if missing:
-            for receipt in self.executor.run(folder, missing, task_nbytes(folder)):
-                done += 1
-                self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))
+            nbytes = task_nbytes(folder)
+            for wave in folder.waves():
+                ready = [task for task in wave if task in missing]
+                for receipt in self.executor.run(folder, ready, nbytes) if ready else ():
+                    done += 1
+                    self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))
         left = folder.missing()
         if left:
             raise StoreError(
@@ -107,7 +113,7 @@ class Workspace:
             return "new"
         changes = describe(folder.settings, before.settings)
         changes += describe(folder.plan["inputs"], before.plan["inputs"], "input ")
-        return "changed: " + "; ".join(changes[:4])
+        return "changed: " + "; ".join(changes[:4] or ["files that it reads"])
 
     def mend(self, error: CorruptPartError) -> None:
         """Make a task whose data are damaged undone, so that it is done again."""

@@ -7,71 +7,68 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dlpr.core.factor import Factor, load_factor
-from dlpr.core.factorize import TRIANGLE_ERROR, Conditioning, factorize, needs_qr
-from dlpr.errors import InputError, NumericsError
-from dlpr.stages.fold import FOLDS, blocks_of
-from dlpr.stages.rows import open_rows
+from dlpr.core.factorize import factorize, factorize_rows, refusal, storage_error
+from dlpr.errors import NumericsError
+from dlpr.stages.cholesky import tiled_factor
+from dlpr.stages.fold import all_rows, combined
+from dlpr.stages.model import open_model
+from dlpr.stages.rows import open_rows, regularizer_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
 
-def plan(work: Path, fold: StageFolder, model: Json, solver: str, numerics: Json) -> StageFolder:
-    """Factorize ``G^T G + mu 1`` of a finished fold.
+def plan(work: Path, of: StageFolder, model: Json, solver: str, numerics: Json) -> StageFolder:
+    """Factorize ``G^T G + mu 1``.
 
     Parameters
     ----------
-    fold : StageFolder
-        "hessian" or "triangle".
+    of : StageFolder
+        A finished "hessian" or "triangle"; or "rows", where they are fewer than the columns.
     model : dict
         The fold's model with ``regularizer`` and ``scale``.
     solver : str
-        "cholesky", "qr" (of a triangle), "eigh", or "auto": cholesky if it is accurate enough.
+        "cholesky", "qr" (of a triangle), "eigh", "auto": cholesky if it is accurate enough; "dual"
+        of rows.
     """
     settings = {
-        "features": fold.settings["features"],
+        "features": of.settings["features"],
         "model": model,
         "solver": solver,
         "numerics": {"threads": numerics["factor_threads"], "kernel": numerics["kernel"]},
     }
-    inputs = {"fold": fold, "rows": fold.input("rows")}
+    inputs = {"rows": of} if solver == "dual" else {"fold": of, "rows": of.input("rows")}
     return StageFolder.create(work, "factor", settings, inputs, 1)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Combine the partials in the plan's order and factorize their sum."""
     settings = folder.settings
-    source, model = folder.input("fold"), settings["model"]
-    layout = blocks_of(settings["features"], model)
-    fold = FOLDS[source.stage].zeros(layout.n_columns)
-    for part in range(source.n_tasks):
-        matrix = source.read_part(part, ("matrix",))["matrix"]
-        fold.add(FOLDS[source.stage](matrix))  # type: ignore[arg-type]
-    n_rows = sum(receipt.facts["n_rows"] for receipt in source.receipts())
-    scale_square = open_rows(folder.input("rows")).mean_square if model["scale"] == "rms" else 1.0
-    if scale_square == 0.0:
-        raise InputError("all features of the training set are 0: they have no scale")
-    mu = model["regularizer"] * scale_square
-    facts: Json = {"scale_square": scale_square, "mu": mu, "n_rows": n_rows, "refused": None}
+    rows = folder.input("rows")
+    layout = open_model(settings["features"], settings["model"]).layout
+    facts: Json = {**regularizer_of(rows, settings["model"]), "refused": None}
     automatic = settings["solver"] == "auto"
+    factor: Factor
     try:
-        factor, conditioning = factorize(
-            fold, mu, n_rows, "cholesky" if automatic else settings["solver"]
-        )
+        if settings["solver"] == "dual":
+            facts["n_rows"] = open_rows(rows).structures.n_structures
+            every = all_rows(rows, open_model(settings["features"], settings["model"]))
+            factor, conditioning = factorize_rows(every, facts["mu"])
+        else:
+            source = folder.input("fold")
+            fold = combined(source, 0)
+            facts["n_rows"] = sum(receipt.facts["n_rows"] for receipt in source.receipts())
+            solver = "cholesky" if automatic else settings["solver"]
+            factor, conditioning = factorize(fold, facts["mu"], facts["n_rows"], solver)
     except NumericsError as error:
         if not automatic:
             raise
         return folder.write_part(task, {}), {**facts, "refused": str(error)}
-    storage_error = _storage_error(settings["features"]["dtype"], conditioning)
-    stated = replace(conditioning, accuracy=conditioning.accuracy + storage_error)
+    rounding = storage_error(settings["features"]["dtype"], conditioning)
+    stated = replace(conditioning, accuracy=conditioning.accuracy + rounding)
     facts["conditioning"] = asdict(stated)
-    if automatic and needs_qr(conditioning):
-        facts["refused"] = (
-            f"Cholesky would leave a relative error of {conditioning.accuracy:.1e} "
-            f"(condition of the Hessian {conditioning.condition:.1e})"
-        )
+    facts["refused"] = refusal(conditioning) if automatic else None
+    if facts["refused"]:
         return folder.write_part(task, {}), facts
     arrays = {f"whole.{name}": value for name, value in factor.to_arrays().items()}
     if layout.n_blocks > 1:
@@ -81,20 +78,13 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     return folder.write_part(task, arrays), facts
 
 
-def _storage_error(dtype: str, conditioning: Conditioning) -> float:
-    """Relative error of R from features that were rounded on disk.
-
-    Rounding moves G and the rows to predict by at most a part eps of their length: it acts as
-    triangles of that precision would.
-    """
-    if dtype == "float64":
-        return 0.0
-    eps = float(np.finfo(dtype).eps)
-    return TRIANGLE_ERROR * eps * float(np.sqrt(conditioning.condition))
-
-
 class Factors:
     """The factored Hessian: whole, and of each block of columns.
+
+    Parameters
+    ----------
+    folder : StageFolder
+        A finished "factor" or "cholesky".
 
     Attributes
     ----------
@@ -102,17 +92,32 @@ class Factors:
         For rows of structures.
     blocks : tuple of Factor
         For rows that live in one block: ``(H^-1)_bb``.
+    is_tiled : bool
+        Whether every use of a factor reads it from disk.
     """
 
     def __init__(self, folder: StageFolder) -> None:
-        layout = blocks_of(folder.settings["features"], folder.settings["model"])
-        arrays = folder.read_part(0)
-        self.facts = folder.receipts()[0].facts
+        layout = open_model(folder.settings["features"], folder.settings["model"]).layout
+        self.facts = factor_facts(folder)
         self.mu = float(self.facts["mu"])
-        self.whole: Factor = _pick(arrays, "whole")
-        self.blocks: tuple[Factor, ...] = (self.whole,)
-        if layout.n_blocks > 1:
-            self.blocks = tuple(_pick(arrays, f"block{b}") for b in range(layout.n_blocks))
+        self.is_tiled = folder.stage == "cholesky"
+        self.whole: Factor
+        self.blocks: tuple[Factor, ...]
+        if self.is_tiled:
+            by_block = [tiled_factor(folder, block) for block in range(layout.n_blocks)]
+            self.whole = by_block[-1]
+            self.blocks = tuple(f.block(layout.slice(b)) for b, f in enumerate(by_block))
+        else:
+            arrays = folder.read_part(0)
+            self.whole = _pick(arrays, "whole")
+            self.blocks = (self.whole,)
+            if layout.n_blocks > 1:
+                self.blocks = tuple(_pick(arrays, f"block{b}") for b in range(layout.n_blocks))
+
+
+def factor_facts(folder: StageFolder) -> Json:
+    """Regularizer, scale and conditioning of a finished factorization."""
+    return folder.receipts()[-1].facts
 
 
 def _pick(arrays: dict[str, Any], prefix: str) -> Factor:

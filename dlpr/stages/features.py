@@ -10,23 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
+from dlpr.core.rows import Blocks
 from dlpr.descriptors import Descriptor, descriptor
-from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
-from dlpr.store.arrays import checksums, create_array, create_group, write_rows
+from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures, part_name
+from dlpr.store.arrays import (
+    check_metadata,
+    checksums,
+    create_array,
+    create_group,
+    map_chunk,
+    store_files,
+    write_rows,
+)
 from dlpr.store.files import (
     Json,
+    atomic_folder,
     canonical_json,
     explained,
-    fsync_directory,
-    fsync_file,
     partial_path,
+    read_ahead,
 )
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
+from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS
 
 ARRAY = "environment_feature"
+COLUMNS = "columns.zarr"
+"""What each column is: arrays ``feature_*``."""
+ROWS_NBYTES = 1 << 27
+"""Bytes of structure rows that one task may make; small structures make many."""
 
 
 def plan(work: Path, structures: StageFolder, features: Json, create: bool = True) -> StageFolder:
@@ -40,57 +53,74 @@ def plan(work: Path, structures: StageFolder, features: Json, create: bool = Tru
     create : bool
         False: only say where it would be.
     """
-    store = open_structures(structures)
-    n_tasks = -(-store.n_environments // features["task_environments"])
-    folder = StageFolder.create(
-        work, "features", features, {"structures": structures}, n_tasks, dry=not create
-    )
-    if create and folder.missing():
-        _lay_out(folder.path / "features.zarr", store, features)
+    tasks = task_keys(structures, features, features)
+    inputs = {"structures": structures}
+    folder = StageFolder.create(work, "features", features, inputs, tasks, dry=not create)
+    if create and not (folder.path / COLUMNS).exists():
+        _write_columns(folder.path / COLUMNS, features)
     return folder
 
 
-def _lay_out(target: Path, store: StructureStore, features: Json) -> None:
-    """Put the empty store there by one rename.
-
-    Where there is one, its metadata and columns are replaced: they may be why tasks are missing.
-    """
+def _write_columns(target: Path, features: Json) -> None:
     calculator = open_descriptor(features["descriptor"])
-    partial = partial_path(target)
     attributes = {"descriptor": features["descriptor"], "format_version": FORMAT_VERSION}
+    partial = partial_path(target)
     with explained(target):
         try:
             group = create_group(partial, attributes)
-            create_array(
-                group,
-                ARRAY,
-                (store.n_environments, calculator.n_features),
-                features["dtype"],
-                ("environment", "feature"),
-                features["block_environments"],
-            )
             for name, values in calculator.columns.items():
-                dimension = ("feature",)
                 column = create_array(
-                    group, f"feature_{name}", values.shape, values.dtype, dimension, len(values)
+                    group, f"feature_{name}", values.shape, values.dtype, ("feature",), len(values)
                 )
                 column[:] = values
-            _put(partial, target)
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():  # somebody who does the same was quicker
+                raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put(partial: Path, target: Path) -> None:
-    """Give a store its name; where another has it, replace that one's files one by one."""
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        for file in [path for path in partial.rglob("*") if path.is_file()]:
-            place = target / file.relative_to(partial)
-            place.parent.mkdir(exist_ok=True)
-            file.replace(place)
+def task_keys(
+    structures: StageFolder, features: Json, settings: Json, labels: bool = False
+) -> list[Json]:
+    """All that decides a task over the environments of `task_edges`, for every task.
+
+    Parameters
+    ----------
+    settings : dict
+        What the stage adds to the atoms of a task.
+    labels : bool
+        Whether energies and groups of the structures enter as well.
+    """
+    content = open_structures(structures).contents(task_edges(structures, features), labels)
+    order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
+    common = [settings, order]
+    return [{"settings": common, "content": one} for one in content]
+
+
+def task_edges(structures: StageFolder, features: Json) -> NDArray[np.int64]:
+    """Environments (n_tasks + 1,) at which tasks begin and end: a function of the parts alone.
+
+    No task crosses a part of the structures, and none has more structures than `ROWS_NBYTES` of
+    rows hold. So data that come at the end of a file, or in a file of their own, move no task.
+    """
+    return _task_edges(str(structures.path), structures.output_digest(), canonical_json(features))
+
+
+@lru_cache(maxsize=8)
+def _task_edges(path: str, digest: str, features: bytes) -> NDArray[np.int64]:
+    store, settings = open_structures(StageFolder(Path(path), digest)), json.loads(features)
+    calculator = open_descriptor(settings["descriptor"])
+    width = calculator.n_features * len(calculator.species)
+    most_structures = max(1, ROWS_NBYTES // (8 * width))
+    offset, edges = store.structure_offset, [0]
+    for part_stop in store.part_edges[1:].tolist():
+        while edges[-1] < part_stop:
+            first = int(np.searchsorted(offset, edges[-1], side="right")) - 1
+            limit = int(offset[min(first + most_structures, store.n_structures)])
+            edges.append(min(edges[-1] + settings["task_environments"], part_stop, limit))
+    return np.array(edges)
 
 
 @lru_cache(maxsize=8)
@@ -107,25 +137,31 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Compute and store the features of one run of environments."""
     settings = folder.settings
     source = FeatureSource(folder.input("structures"), settings, stored=False)
-    start = task * settings["task_environments"]
-    stop = min(start + settings["task_environments"], source.structures.n_environments)
-    path = folder.path / "features.zarr"
-    array = zarr.open_group(str(path), mode="r+")[ARRAY]
-    assert isinstance(array, zarr.Array)
-    for a, _, features in source.blocks(start, stop):
-        write_rows(array, a, features, path)
-    block = settings["block_environments"]
-    names = [f"features.zarr/{ARRAY}/c.{k}.0" for k in range(start // block, -(-stop // block))]
-    with explained(path):
-        for name in names:
-            fsync_file(folder.path / name)
-        fsync_directory(path / ARRAY)
-    found = checksums([folder.path / name for name in names], folder.path)
-    return found, {"n_environments": stop - start}
+    start, stop = source.edges[task : task + 2].tolist()
+    target = folder.path / part_name(task)
+    with atomic_folder(target) as partial:
+        array = create_array(
+            create_group(partial, {"format_version": FORMAT_VERSION}),
+            ARRAY,
+            (stop - start, source.descriptor.n_features),
+            settings["dtype"],
+            ("environment", "feature"),
+            settings["block_environments"],
+        )
+        for a, _, features in source.blocks(task):
+            write_rows(array, a - start, features, partial)
+    return checksums(store_files(target), folder.path), {"n_environments": stop - start}
+
+
+@lru_cache(maxsize=8)
+def _store_of(path: str, digest: str, features: bytes) -> Path:
+    """Where the features of a set would be stored."""
+    structures = StageFolder(Path(path), digest)
+    return plan(structures.path.parent, structures, json.loads(features), create=False).path
 
 
 class FeatureSource:
-    """Features of a set by runs of environments, from a store where there is one.
+    """Features of a set, block by block, from a store where there is one.
 
     Parameters
     ----------
@@ -134,47 +170,67 @@ class FeatureSource:
         As for `plan`.
     stored : bool
         False: never look for a feature store.
+
+    Attributes
+    ----------
+    structures : StructureStore
+    descriptor : Descriptor
+    edges : (n_tasks + 1,) int64
+        Environments of each task, see `task_edges`.
+    sums : Blocks
+        Columns of sums over structures, a block per central species.
     """
 
     def __init__(self, structures: StageFolder, features: Json, stored: bool = True) -> None:
-        self.structures = open_structures(structures)
+        self.structures: StructureStore = open_structures(structures)
         self.descriptor = open_descriptor(features["descriptor"])
+        self.edges = task_edges(structures, features)
+        self.sums = Blocks(self.descriptor.n_features, len(self.descriptor.species))
         self._features = features
         self._store: StageFolder | None = None
         if stored:
-            folder = plan(structures.path.parent, structures, features, create=False)
-            self._store = folder if (folder.path / "plan.json").exists() else None
+            digest = structures.output_digest()
+            folder = _store_of(str(structures.path), digest, canonical_json(features))
+            self._store = StageFolder(folder) if (folder / "plan.json").exists() else None
 
-    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
-        """Blocks ``(a, b, features)`` of environments ``start:stop``.
+    def blocks(self, task: int) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+        """Blocks ``(a, b, features)`` of a task's environments; features (b - a, n_features).
 
-        Blocks end at multiples of ``block_environments``; features are (b - a, n_features).
+        They are read-only where they are stored.
         """
+        first, last = self.edges[task : task + 2].tolist()
         size = self._features["block_environments"]
-        while start < stop:
-            end = min(stop, (start // size + 1) * size)
-            yield start, end, self._block(start, end)
-            start = end
+        store = self._store
+        stored = store is not None and store.receipt(task) is not None
+        if store is not None and stored:
+            check_metadata(store, task)
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            if stored:
+                yield start, stop, self._read(task, (start - first) // size, last - first)
+            else:
+                yield start, stop, self._compute(start, stop)
 
-    def _block(self, start: int, stop: int) -> NDArray[np.float64]:
-        task = start // self._features["task_environments"]
-        if self._store is not None and self._store.receipt(task) is not None:
-            return self._read(self._store, task, start, stop)
+    def _compute(self, start: int, stop: int) -> NDArray[np.float64]:
         pieces = self.structures.pieces(start, stop, self.descriptor.cutoff)
         features = self.descriptor.compute(pieces)
         if self._features["dtype"] != "float64":
             features = features.astype(self._features["dtype"]).astype(np.float64)
         return features
 
-    def _read(self, store: StageFolder, task: int, start: int, stop: int) -> NDArray[np.float64]:
+    def _read(self, task: int, chunk: int, n_rows: int) -> NDArray[np.float64]:
+        assert self._store is not None
+        size = min(self._features["block_environments"], n_rows)
+        name = f"{part_name(task)}/{ARRAY}/c.{chunk}.0"
+        read_ahead(self._store.path / f"{part_name(task)}/{ARRAY}/c.{chunk + 1}.0")
+        shape = (size, self.descriptor.n_features)
         try:
-            array = zarr.open_group(str(store.path / "features.zarr"), mode="r")[ARRAY]
-            assert isinstance(array, zarr.Array)
-            return np.asarray(array[start:stop], np.float64)
+            rows = map_chunk(self._store.path / name, shape, self._features["dtype"])
         except UNREADABLE as error:
-            raise store.corrupt(task, f"features.zarr/{ARRAY}", error) from error
+            raise self._store.corrupt(task, name, error) from error
+        return np.asarray(rows[: n_rows - chunk * size], np.float64)
 
-    def environment_block(self, start: int, stop: int) -> NDArray[np.int64]:
+    def environment_species(self, start: int, stop: int) -> NDArray[np.int64]:
         """Index of each environment's central species among the descriptor's species."""
         species = self.structures.read("species", start, stop)
         return np.searchsorted(np.asarray(self.descriptor.species), species)

@@ -1,8 +1,8 @@
-"""Rows fold into the Hessian, or into the triangle whose square it is."""
+"""Rows fold into the Hessian, tile by tile, or into the triangle whose square it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.folds import QR_PANEL, Gram, Moments, Triangle
-from dlpr.core.rows import Blocks, merge_blocks, row_factor
+from dlpr.core.models import Model
+from dlpr.core.rows import Layout, strips
+from dlpr.core.tiles import Tiling, fold_tile
 from dlpr.errors import ResourceError
-from dlpr.stages.features import open_descriptor
-from dlpr.stages.rows import RowStore, open_rows
+from dlpr.stages.model import open_model
+from dlpr.stages.rows import RowStore, Run, open_rows
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
 
 FOLDS: dict[str, type[Gram] | type[Triangle]] = {"hessian": Gram, "triangle": Triangle}
+TASK_FLOPS = 1.5e11
+"""Work N D^2 of one task: a few seconds of a core."""
+FEWEST_ROWS = 2
+"""Rows of a task at least, over the number of columns: a partial costs as much as one row each."""
 
 
 def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json) -> StageFolder:
-    """Partials of a fold: their number is bounded by a byte budget, and none crosses a group.
+    """Partials of a fold: tiles times runs of rows, their number bounded by a byte budget.
 
     Parameters
     ----------
     stage : str
-        "hessian" or "triangle" (whose partials, not being sums, may cross groups).
+        "hessian" or "triangle" (which is never cut into tiles).
     model : dict
-        ``rows`` and ``centre_species``.
+        ``kind``, ``rows`` and ``centre_species``.
     numerics : dict
-        ``fold_block_rows``, ``partials_nbytes``, ``threads``, ``kernel``.
+        ``fold_block_rows``, ``partials_nbytes``, ``tile_columns``, ``threads``, ``kernel``.
 
     Raises
     ------
@@ -39,19 +45,7 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
         If one partial per group is more than the budget.
     """
     store = open_rows(rows)
-    layout = blocks_of(rows.settings["features"], model)
-    nbytes = 8 * layout.n_columns**2
-    most = max(1, numerics["partials_nbytes"] // nbytes)
-    sizes = np.bincount(store.structures.group, minlength=len(store.structures.group_names))
-    sizes = sizes[sizes > 0] if stage == "hessian" else np.array([store.structures.n_structures])
-    if stage == "hessian" and len(sizes) > most:
-        raise ResourceError(
-            f"the Hessian has {layout.n_columns} columns, so its {len(sizes)} groups need partials "
-            f"of {format_bytes(nbytes * len(sizes))} on disk; numerics.partials_budget allows "
-            f"{format_bytes(numerics['partials_nbytes'])}. Raise it, or group the training set "
-            f"more coarsely (train.group_by)."
-        )
-    edges = edges_of(sizes.tolist(), layout.n_columns, numerics)
+    layout = open_model(rows.settings["features"], model).layout
     settings = {
         "features": rows.settings["features"],
         "model": model,
@@ -59,76 +53,159 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
             **{name: numerics[name] for name in ("fold_block_rows", "threads", "kernel")},
             "qr_panel": QR_PANEL,
         },
-        "edges": edges,
+        "tile_columns": numerics["tile_columns"] if stage == "hessian" else layout.n_columns,
+        "run_rows": run_rows(
+            store.structures.n_structures,
+            len(store.groups),
+            layout.n_columns,
+            numerics["partials_nbytes"],
+        ),
     }
-    return StageFolder.create(work, stage, settings, {"rows": rows}, len(edges) - 1)
+    same = {name: settings[name] for name in ("features", "model", "numerics", "tile_columns")}
+    tasks = [
+        {"settings": same, "tile": tile, "group": one.group, "rows": store.contents(one)}
+        for one in store.runs(settings["run_rows"])
+        for tile in tiling_of(settings).pairs()
+    ]
+    return StageFolder.create(work, stage, settings, {"rows": rows}, tasks)
 
 
-def edges_of(sizes: Sequence[int], n_columns: int, numerics: Json) -> list[int]:
-    """Edges of the runs of rows that make a partial each: within groups, and within the budget."""
-    most = max(len(sizes), numerics["partials_nbytes"] // (8 * n_columns**2))
-    run_rows = max(8 * numerics["fold_block_rows"], 4 * n_columns)
-    while sum(-(-size // run_rows) for size in sizes) > most:
-        run_rows *= 2
-    edges = [0]
-    for size in sizes:
-        stop = edges[-1] + size
-        while edges[-1] < stop:
-            edges.append(min(edges[-1] + run_rows, stop))
-    return edges
 
 
-def blocks_of(features: Json, model: Json) -> Blocks:
-    """How the model's columns are laid out: a block per central species, or one for all."""
-    calculator = open_descriptor(features["descriptor"])
-    separate = model["centre_species"] == "separate"
-    return Blocks(calculator.n_features, len(calculator.species) if separate else 1)
+def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_columns: int) -> str:
+    """What a factor is made of: "rows", the "whole" Hessian, or "tiles" of it.
+
+    From r rows a rigidity costs about 2 r D, from the Hessian D^2; the rows must also fit where
+    four tiles would. Tiles know Cholesky alone.
+    """
+    few = 2 * n_rows <= n_columns and n_rows * n_columns <= 4 * tile_columns**2
+    if solver == "dual" or (solver == "auto" and few):
+        return "rows"
+    if solver in ("auto", "cholesky") and regularizer > 0.0 and n_columns > tile_columns:
+        return "tiles"
+    return "whole"
+
+
+def run_rows(n_rows: int, n_groups: int, n_columns: int, budget: int) -> int:
+    """Rows of a partial: a few seconds of work, and doubled until all fit the budget.
+
+    Raises
+    ------
+    ResourceError
+        If one partial per group is more than the budget.
+    """
+    nbytes = 8 * n_columns**2
+    if n_groups * nbytes > budget and n_groups > 1:
+        raise ResourceError(
+            f"the Hessian has {n_columns} columns, so its {n_groups} groups need partials of "
+            f"{format_bytes(nbytes * n_groups)} on disk; numerics.partials_budget allows "
+            f"{format_bytes(budget)}. Raise it, or group the training set more coarsely "
+            f"(train.group_by)."
+        )
+    rows = max(FEWEST_ROWS * n_columns, int(TASK_FLOPS / n_columns**2))
+    while rows < n_rows and (2 * n_rows / rows + n_groups) * nbytes > budget:
+        rows *= 2
+    return rows
+
+
+def tiling_of(settings: Json) -> Tiling:
+    """Tiles of the model's columns: one where they are few."""
+    return cut(open_model(settings["features"], settings["model"]).layout, settings["tile_columns"])
+
+
+def cut(layout: Layout, tile_columns: int) -> Tiling:
+    """Tiles of a layout of columns."""
+    if layout.n_columns <= tile_columns:
+        return Tiling((0, layout.n_columns))
+    return Tiling.of_blocks(layout.widths, tile_columns)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
-    """Fold one run of structure rows into a partial."""
+    """Fold one run of structure rows into a partial: of one tile, if there are several."""
     settings = folder.settings
     store = open_rows(folder.input("rows"))
-    start, stop = settings["edges"][task : task + 2]
-    layout = blocks_of(settings["features"], settings["model"])
-    fold = FOLDS[folder.stage].zeros(layout.n_columns)
-    targets = _Targets(store, settings["model"]["rows"])
-    moments = Moments.zeros(layout.n_columns, len(store.structures.species))
-    for structure, rows in model_rows(store, settings, start, stop):
-        fold.update(rows)
-        moments.update_rows(rows, *targets.of(structure))
+    tiling = tiling_of(settings)
+    pairs = tiling.pairs()
+    one, (i, j) = store.runs(settings["run_rows"])[task // len(pairs)], pairs[task % len(pairs)]
+    model = open_model(settings["features"], settings["model"])
+    n_species = model.sums.n_blocks
+    size = settings["numerics"]["fold_block_rows"]
+    facts: Json = {"group": one.group, "tile": [i, j]}
+    if i < j:
+        matrix = np.zeros((tiling.widths[i], tiling.widths[j]), order="F")
+        for sums, count, _ in _gathered(store, one, size):
+            n_atoms = count.sum(axis=1)
+            left, scale = model.structures(sums, n_atoms, tiling.slice(i))
+            right, _ = model.structures(sums, n_atoms, tiling.slice(j))
+            matrix = fold_tile(matrix, left, right, scale)
+        return folder.write_part(task, {"matrix": matrix}), facts
+    fold = FOLDS[folder.stage].zeros(tiling.widths[i])
+    moments = Moments.zeros(tiling.widths[i], n_species)
+    for sums, count, energy in _gathered(store, one, size):
+        rows, scale = model.structures(sums, count.sum(axis=1), tiling.slice(i))
+        start = 0
+        for strip in strips(rows, scale, size):
+            stop = start + len(strip)
+            fold.update(strip)
+            factor = scale[start:stop]
+            moments.update_rows(
+                strip, energy[start:stop] * factor, count[start:stop] * factor[:, None]
+            )
+            start = stop
     arrays = {"matrix": fold.matrix, "targets": moments.targets, "products": moments.products}
-    groups = np.unique(store.structures.group[store.order[start:stop]])
-    facts = {
-        "groups": [store.structures.group_names[number] for number in groups],
-        "n_rows": moments.n_rows,
-        "n_labelled": moments.n_labelled,
-    }
+    facts |= {"n_rows": moments.n_rows, "n_labelled": moments.n_labelled}
     return folder.write_part(task, arrays), facts
 
 
-def model_rows(store: RowStore, settings: Json, start: int, stop: int) -> Any:
-    """Blocks ``(structure, rows)`` in the model's convention."""
-    calculator = open_descriptor(settings["features"]["descriptor"])
-    per_species = Blocks(calculator.n_features, len(calculator.species))
-    shared = settings["model"]["centre_species"] == "shared"
-    size = settings["numerics"]["fold_block_rows"]
-    for structure, rows in store.blocks(start, stop, size):
-        if shared:
-            rows = merge_blocks(rows, per_species)
-        factor = row_factor(store.n_atoms[structure], settings["model"]["rows"])
-        yield structure, rows * factor[:, None]
+Block = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 
 
-class _Targets:
-    """Energies and composition of structures, scaled as their rows are."""
+def _gathered(store: RowStore, one: Run, size: int) -> Iterator[Block]:
+    """Sums, atoms and energies of a run: large pieces as they lie, small ones put together."""
+    held: list[Block] = []
+    count = 0
+    for found in store.read(one):
+        piece = found.sums, found.count, found.energy
+        if len(found) >= size:
+            yield piece
+            continue
+        held.append(piece)
+        count += len(found)
+        if count >= size:
+            yield _joined(held)
+            held, count = [], 0
+    if held:
+        yield _joined(held)
 
-    def __init__(self, store: RowStore, convention: str) -> None:
-        self._store = store
-        self._energy = store.structures.over_structures("energy")
-        self._factor = row_factor(store.n_atoms, convention)
 
-    def of(self, structure: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        factor = self._factor[structure]
-        composition = self._store.structures.composition(structure)
-        return self._energy[structure] * factor, composition * factor[:, None]
+def _joined(held: list[Block]) -> Block:
+    sums, count, energy = zip(*held, strict=True)
+    return np.concatenate(sums), np.concatenate(count), np.concatenate(energy)
+
+
+def combined(fold: StageFolder, tile: int) -> Gram | Triangle:
+    """The partials of one tile, added in the plan's order."""
+    n_tiles = len(tiling_of(fold.settings).pairs())
+    kind = FOLDS[fold.stage]
+    total: Any = None
+    for part in range(tile, fold.n_tasks, n_tiles):
+        matrix = fold.read_part(part, ("matrix",))["matrix"]
+        if total is None:
+            total = kind(matrix.copy(order="F"))
+        else:
+            total.add(kind(matrix))
+    found: Gram | Triangle = total
+    return found
+
+
+def all_rows(rows: StageFolder, model: Model) -> NDArray[np.float64]:
+    """Every row of the model, (n_structures, n_columns), where they are fewer than the columns."""
+    store = open_rows(rows)
+    found = np.empty((store.structures.n_structures, model.layout.n_columns))
+    stop = 0
+    for one in store.runs(1 << 62):
+        for piece in store.read(one):
+            start, stop = stop, stop + len(piece)
+            values, scale = model.structures(piece.sums, piece.count.sum(axis=1))
+            np.multiply(values, scale[:, None], out=found[start:stop])
+    return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from dlpr.errors import InputError, JobError
 from dlpr.stages.structures import CHUNK_ROWS, PER_ENVIRONMENT, part_name
 from dlpr.store.arrays import checksums, create_array, create_group, store_files
 from dlpr.store.files import Json, atomic_folder, explained
-from dlpr.store.folder import FORMAT_VERSION, StageFolder
+from dlpr.store.folder import FORMAT_VERSION, StageFolder, digest
 from dlpr.structures.files import Source, expand, fingerprint, is_compressed
 from dlpr.structures.frames import Frames
 from dlpr.structures.index import FileIndex, index_file
@@ -26,6 +28,8 @@ from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS, cell_volume
 
 TASK_ATOMS = 1 << 18
 """Atoms that one task reads, but for a frame that has more."""
+FEWEST_ATOMS = 1 << 14
+"""Atoms of small files that one task reads at least."""
 
 # index ------------------------------------------------------------------------------------------
 
@@ -36,7 +40,7 @@ def plan_index(work: Path, files: list[str], base: Path, full_hash: bool) -> Sta
     for source in expand(files, base):
         found = _fingerprint(source.path, full_hash)
         sources.append({"path": str(source.path), "index": source.index, "fingerprint": found})
-    return StageFolder.create(work, "index", {"sources": sources}, {}, len(sources))
+    return StageFolder.create(work, "index", {"sources": sources}, {}, sources)
 
 
 def _scratch(folder: StageFolder, task: int) -> Path:
@@ -97,7 +101,10 @@ def drop_scratch(folder: StageFolder) -> None:
 
 
 def plan(work: Path, index: StageFolder, selection: Json) -> StageFolder:
-    """Tasks of about `TASK_ATOMS` atoms.
+    """Tasks of one large file's frames, or of whole small files.
+
+    Where a file is put in or grows, other tasks stay what they were: those of a large file begin
+    with it, and which small files go together is decided by their names.
 
     Parameters
     ----------
@@ -106,27 +113,61 @@ def plan(work: Path, index: StageFolder, selection: Json) -> StageFolder:
     selection : dict
         ``keys``, ``units``, ``type_map``, ``where``, ``group_by``, ``minimum_distance``.
     """
-    runs: list[list[list[int]]] = [[]]
-    count = 0
+    sources = index.settings["sources"]
+    n_atoms = []
     for number in range(index.n_tasks):
         part = index.read_part(number, ("n_atoms", "selected"))
-        n_atoms = part["n_atoms"][part["selected"]]
-        start = 0
-        for frame, n in enumerate(n_atoms):
-            if count and count + n > TASK_ATOMS:
-                if frame > start:
-                    runs[-1].append([number, start, frame])
-                runs.append([])
-                start, count = frame, 0
-            count += int(n)
-        runs[-1].append([number, start, len(n_atoms)])
-    settings = {
+        n_atoms.append(part["n_atoms"][part["selected"]])
+    runs = _runs(n_atoms, [digest(source["path"]) for source in sources])
+    same = {
         **selection,
-        "sources": index.settings["sources"],
-        "runs": runs,
         "spatial": {"sorted_frame_atoms": SORTED_FRAME_ATOMS, "bin_edge": BIN_EDGE},
     }
-    return StageFolder.create(work, "structures", settings, {"index": index}, len(runs))
+    tasks = [[same, [[sources[n], start, stop] for n, start, stop in run]] for run in runs]
+    return StageFolder.create(work, "structures", {**same, "runs": runs}, {"index": index}, tasks)
+
+
+Runs = list[list[tuple[int, int, int]]]
+
+
+def _runs(n_atoms: Sequence[NDArray[np.int64]], names: Sequence[str]) -> Runs:
+    """For every task: file, first frame and frame behind the last, for each of its files.
+
+    Parameters
+    ----------
+    n_atoms : sequence of (n_frames,) int64
+        Of every file.
+    names : sequence of str
+        Hexadecimal digests of the files' names.
+    """
+    tasks: Runs = []
+    small: list[tuple[int, int, int]] = []
+    count = 0
+    for number, (sizes, name) in enumerate(zip(n_atoms, names, strict=True)):
+        total = int(sizes.sum())
+        if small and count + total > TASK_ATOMS:
+            tasks.append(small)
+            small, count = [], 0
+        if total > TASK_ATOMS:
+            tasks += [[(number, start, stop)] for start, stop in pairwise(_cut(sizes))]
+            continue
+        small.append((number, 0, len(sizes)))
+        count += total
+        if count >= FEWEST_ATOMS and name[0] in "0123":
+            tasks.append(small)
+            small, count = [], 0
+    return [*tasks, small] if small else tasks
+
+
+def _cut(sizes: NDArray[np.int64]) -> list[int]:
+    """Frames at which the tasks of a large file begin, and its number of frames."""
+    edges, count = [0], 0
+    for frame, n in enumerate(sizes.tolist()):
+        if count and count + n > TASK_ATOMS:
+            edges.append(frame)
+            count = 0
+        count += n
+    return [*edges, len(sizes)]
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
@@ -146,7 +187,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         settings["minimum_distance"],
     )
     for number, _, _ in settings["runs"][task]:
-        _check_unchanged(settings["sources"][number])
+        _check_unchanged(source.settings["sources"][number])
     target = folder.path / part_name(task)
     with atomic_folder(target) as partial:
         _write(partial, frames, counts)

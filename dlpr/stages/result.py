@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import StoreError
-from dlpr.stages.rigidity import UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
+from dlpr.stages.factor import factor_facts
+from dlpr.stages.features import task_edges
+from dlpr.stages.rigidity import ARRAYS, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import (
     METADATA,
@@ -37,11 +40,6 @@ from dlpr.store.folder import FORMAT_VERSION, StageFolder
 STORE = "rigidity.zarr"
 CHUNK_ROWS = 1 << 18
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-ARRAYS: dict[str, type[np.generic]] = {
-    "environment_lpr": np.float64,
-    "environment_prior_ratio": np.float64,
-    "environment_unseen": np.uint8,
-}
 
 
 def plan(work: Path, sets: Mapping[str, StageFolder], attributes: Json) -> StageFolder:
@@ -90,10 +88,10 @@ def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
         "model": factor.settings["model"],
         "features": rigidity.settings["features"],
         "numerics": rigidity.settings["numerics"],
-        "factor": factor.receipts()[0].facts,
+        "factor": factor_facts(factor),
         "stages": {"rigidity": rigidity.name, **rigidity.plan["places"]},
         "inputs": rigidity.plan["inputs"],
-        "sources": rigidity.input("structures").settings["sources"],
+        "sources": rigidity.input("structures").input("index").settings["sources"],
         "units": "LPR of energies per unit of the model's loss; see README, section Conventions",
     }
 
@@ -123,13 +121,12 @@ Block = dict[str, NDArray[Any]]
 
 
 def _stored_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[tuple[int, Block]]:
-    size = rigidity.settings["features"]["task_environments"]
-    for task in range(rigidity.n_tasks):
+    edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
+    for task, (start, stop) in enumerate(pairwise(edges.tolist())):
         part: Block = rigidity.read_part(task, tuple(ARRAYS))
-        stop = min((task + 1) * size, structures.n_environments)
-        part["species"] = structures.read("species", task * size, stop)
-        part["source_atom"] = structures.read("source_atom", task * size, stop)
-        yield task * size, part
+        part["species"] = structures.read("species", start, stop)
+        part["source_atom"] = structures.read("source_atom", start, stop)
+        yield start, part
 
 
 def _source_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[Block]:

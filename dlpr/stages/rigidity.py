@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.rows import Blocks, merge_blocks, row_factor, sum_rows
+from dlpr.core.models import Model
+from dlpr.core.rows import square_norm, sum_rows
 from dlpr.stages.factor import Factors, open_factors
-from dlpr.stages.features import FeatureSource
+from dlpr.stages.features import ROWS_NBYTES, FeatureSource, task_keys
+from dlpr.stages.model import open_model
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
 UNSEEN_CENTRE, UNSEEN_NEIGHBOUR = 1, 2
 """Bits of ``environment_unseen``: species that no training structure has."""
+TILED_ROWS = 1024
+"""Rows for which a factor is read from disk at a time."""
+ARRAYS: dict[str, type[np.generic]] = {
+    "environment_lpr": np.float64,
+    "environment_prior_ratio": np.float64,
+    "environment_unseen": np.uint8,
+}
+"""What is said of every environment."""
 
 
 def plan(
     work: Path, structures: StageFolder, factor: StageFolder, features: Json, numerics: Json
 ) -> StageFolder:
     """Tasks of ``task_environments`` environments of one set."""
-    store = open_structures(structures)
     training = open_structures(factor.input("rows").input("structures"))
     settings = {
         "features": features,
@@ -31,9 +41,9 @@ def plan(
         "seen": list(training.species),
         "numerics": {name: numerics[name] for name in ("threads", "kernel")},
     }
-    n_tasks = -(-store.n_environments // features["task_environments"])
+    tasks = task_keys(structures, features, {**settings, "factor": factor.output_digest()})
     inputs = {"structures": structures, "factor": factor}
-    return StageFolder.create(work, "rigidity", settings, inputs, n_tasks)
+    return StageFolder.create(work, "rigidity", settings, inputs, tasks)
 
 
 def prior_ratio(
@@ -54,15 +64,13 @@ def prior_ratio(
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Rigidities of one run of environments, block by block."""
-    settings = folder.settings
-    source = FeatureSource(folder.input("structures"), settings["features"])
-    size = settings["features"]["task_environments"]
-    start = task * size
-    stop = min(start + size, source.structures.n_environments)
-    environments = _Environments(source, open_factors(folder.input("factor")), settings)
-    structures = _Structures(source, environments, start)
+    source = FeatureSource(folder.input("structures"), folder.settings["features"])
+    start, stop = source.edges[task : task + 2].tolist()
+    environments = _Environments(folder, source)
+    structures = _Structures(environments, start)
     found = []
-    for a, b, features in source.blocks(start, stop):
+    blocks = source.blocks(task)
+    for a, b, features in _joined(blocks) if environments.factors.is_tiled else blocks:
         structures.add(a, b, features)
         found.append(environments.of(a, b, features))
     arrays = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
@@ -70,13 +78,29 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     return folder.write_part(task, arrays), {"n_environments": stop - start}
 
 
+Block = tuple[int, int, NDArray[np.float64]]
+
+
+def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Blocks of at least `TILED_ROWS` rows, but for the last."""
+    held: list[Block] = []
+    for block in blocks:
+        held.append(block)
+        if block[1] - held[0][0] >= TILED_ROWS:
+            yield held[0][0], block[1], np.concatenate([rows for _, _, rows in held])
+            held = []
+    if held:
+        yield held[0][0], held[-1][1], np.concatenate([rows for _, _, rows in held])
+
+
 class _Environments:
     """LPR, prior ratio and unseen species of blocks of environments."""
 
-    def __init__(self, source: FeatureSource, factors: Factors, settings: Json) -> None:
-        self.source, self.factors = source, factors
-        self.convention = settings["model"]["rows"]
-        self.shared = settings["model"]["centre_species"] == "shared"
+    def __init__(self, folder: StageFolder, source: FeatureSource) -> None:
+        settings = folder.settings
+        self.source = source
+        self.factors: Factors = open_factors(folder.input("factor"))
+        self.model: Model = open_model(settings["features"], settings["model"])
         known = source.descriptor.species
         self._unseen_block = np.array([z not in settings["seen"] for z in known])
         self._unseen_columns = np.zeros(source.descriptor.n_features, bool)
@@ -85,17 +109,12 @@ class _Environments:
                 self._unseen_columns |= source.descriptor.columns_with(z)
 
     def of(self, start: int, stop: int, features: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-        block = self.source.environment_block(start, stop)
-        square = np.einsum("ij,ij->i", features, features)
-        lpr = np.empty(stop - start)
-        if self.shared:
-            lpr[:] = self.factors.whole.rigidity(features)
-        else:
-            for number in np.unique(block):
-                own = block == number
-                rows = features if own.all() else features[own]
-                lpr[own] = self.factors.blocks[number].rigidity(rows)
-        unseen = np.where(self._unseen_block[block], UNSEEN_CENTRE, 0).astype(np.uint8)
+        species = self.source.environment_species(start, stop)
+        square, lpr = np.empty(stop - start), np.empty(stop - start)
+        for block, own, rows in self.model.environments(features, species):
+            square[own] = square_norm(rows)
+            lpr[own] = self.factors.blocks[block].rigidity(rows)
+        unseen = np.where(self._unseen_block[species], UNSEEN_CENTRE, 0).astype(np.uint8)
         if self._unseen_columns.any():
             near = np.any(features[:, self._unseen_columns] != 0, axis=1)
             unseen[near] |= UNSEEN_NEIGHBOUR
@@ -109,11 +128,11 @@ class _Environments:
 class _Structures:
     """PR of the structures that end in a task; what is left open goes to the result stage."""
 
-    def __init__(self, source: FeatureSource, environments: _Environments, start: int) -> None:
-        self._source, self._model = source, environments
-        self._offset = source.structures.structure_offset
-        self._blocks = Blocks(source.descriptor.n_features, len(source.descriptor.species))
+    def __init__(self, environments: _Environments, start: int) -> None:
+        self._environments, self._source = environments, environments.source
+        self._offset = self._source.structures.structure_offset
         self._start = start
+        self._first = int(self._source.structures.structure_of(start, start + 1)[0])
         self._open: tuple[int, NDArray[np.float64]] | None = None
         self._left: list[tuple[int, NDArray[np.float64]]] = []
         self._done: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
@@ -121,8 +140,8 @@ class _Structures:
     def add(self, start: int, stop: int, features: NDArray[np.float64]) -> None:
         structure = self._source.structures.structure_of(start, stop)
         first, n = int(structure[0]), int(structure[-1] - structure[0]) + 1
-        block = self._source.environment_block(start, stop)
-        rows = sum_rows(features, block, structure - first, n, self._blocks)
+        species = self._source.environment_species(start, stop)
+        rows = sum_rows(features, species, structure - first, n, self._source.sums)
         if self._open is not None and self._open[0] == first:
             rows[0] = self._open[1] + rows[0]
         closed = self._offset[first + 1 : first + n + 1] <= stop
@@ -132,47 +151,54 @@ class _Structures:
         self._open = None if closed[-1] else (first + n - 1, rows[-1].copy())
         if whole.any():
             ids = first + np.flatnonzero(whole)
-            self._done.append((ids, structure_rigidity(self._model, ids, rows[whole])))
+            self._done.append((ids, rows[whole]))
 
     def close(self, stop: int) -> dict[str, NDArray[Any]]:
         if self._open is not None:
             self._left.append(self._open)
-        width = self._blocks.n_columns
+        width = self._source.sums.n_columns
+        done = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in self._done)])
+        sums = np.concatenate([np.empty((0, width)), *(rows for _, rows in self._done)])
+        left = np.array([index for index, _ in self._left], np.int64)
         return {
-            "structure": np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in self._done)]),
-            "structure_pr": np.concatenate([np.empty(0), *(pr for _, pr in self._done)]),
-            "open_structure": np.array([index for index, _ in self._left], np.int64),
+            "structure": done - self._first,
+            "structure_pr": structure_rigidity(self._environments, done, sums),
+            "open_structure": left - self._first,
             "open_row": np.array([row for _, row in self._left]).reshape(-1, width),
         }
 
 
 def structure_rigidity(
-    model: _Environments, structures: NDArray[np.int64], sums: NDArray[np.float64]
+    environments: _Environments, structures: NDArray[np.int64], sums: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """PR of structures from their summed features, in the model's own convention."""
-    source = model.source
-    blocks = Blocks(source.descriptor.n_features, len(source.descriptor.species))
-    rows = merge_blocks(sums, blocks) if model.shared else sums
-    n_atoms = np.diff(source.structures.structure_offset)[structures]
-    factor = row_factor(n_atoms, model.convention)
-    return model.factors.whole.rigidity(rows * factor[:, None])
+    n_atoms = np.diff(environments.source.structures.structure_offset)[structures]
+    rows, factor = environments.model.structures(sums, n_atoms)
+    return environments.factors.whole.rigidity(rows * factor[:, None])
 
 
 def finish_structures(folder: StageFolder) -> NDArray[np.float64]:
     """(n_structures,) PR of a finished stage, structures cut between tasks put together."""
-    settings = folder.settings
-    source = FeatureSource(folder.input("structures"), settings["features"])
-    model = _Environments(source, open_factors(folder.input("factor")), settings)
-    pr = np.empty(source.structures.n_structures)
+    source = FeatureSource(folder.input("structures"), folder.settings["features"])
+    environments = _Environments(folder, source)
+    store = source.structures
+    pr = np.empty(store.n_structures)
     names = ("structure", "structure_pr", "open_structure", "open_row")
-    size = settings["features"]["task_environments"]
     held: tuple[int, NDArray[np.float64]] | None = None
+    whole: list[tuple[int, NDArray[np.float64]]] = []
     for task in range(folder.n_tasks):
         part = folder.read_part(task, names)
-        pr[part["structure"]] = part["structure_pr"]
-        for index, row in zip(part["open_structure"], part["open_row"], strict=True):
+        start, stop = source.edges[task : task + 2].tolist()
+        first = int(store.structure_of(start, start + 1)[0])
+        pr[first + part["structure"]] = part["structure_pr"]
+        for index, row in zip(first + part["open_structure"], part["open_row"], strict=True):
             before = held[1] if held is not None and held[0] == index else 0.0
             held = (int(index), before + row)
-            if source.structures.structure_offset[index + 1] <= (task + 1) * size:
-                pr[index] = structure_rigidity(model, np.array([index]), held[1][None])[0]
+            if store.structure_offset[index + 1] <= stop:
+                whole.append(held)
+        if whole and (task == folder.n_tasks - 1 or len(whole) * whole[0][1].nbytes > ROWS_NBYTES):
+            ids = np.array([index for index, _ in whole])
+            sums = np.array([row for _, row in whole])
+            pr[ids] = structure_rigidity(environments, ids, sums)
+            whole = []
     return pr

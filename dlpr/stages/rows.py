@@ -7,6 +7,7 @@ weights enter later, so a change of any of them starts from here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,143 +15,191 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.rows import Blocks, sum_rows
-from dlpr.stages.features import FeatureSource, open_descriptor
+from dlpr.core.rows import sum_rows
+from dlpr.errors import InputError
+from dlpr.stages.features import FeatureSource, task_edges, task_keys
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
-PART_NBYTES = 1 << 27
-"""Bytes of rows that one task may hold; small structures make many rows."""
-
 
 def plan(work: Path, structures: StageFolder, features: Json) -> StageFolder:
-    """Tasks of about ``task_environments`` whose rows fit `PART_NBYTES`."""
-    store = open_structures(structures)
-    calculator = open_descriptor(features["descriptor"])
-    n_columns = calculator.n_features * len(calculator.species)
-    most_rows = max(1, PART_NBYTES // (8 * n_columns))
-    edges = [0]
-    while edges[-1] < store.n_environments:
-        stop = min(edges[-1] + features["task_environments"], store.n_environments)
-        first = int(store.structure_of(edges[-1], edges[-1] + 1)[0])
-        if first + most_rows < store.n_structures:
-            stop = min(stop, int(store.structure_offset[first + most_rows]))
-        edges.append(stop)
-    settings = {"features": features, "edges": edges}
-    return StageFolder.create(work, "rows", settings, {"structures": structures}, len(edges) - 1)
+    """The tasks of the features; energies and groups are kept beside the rows."""
+    tasks = task_keys(structures, features, features, labels=True)
+    settings = {"features": features}
+    return StageFolder.create(work, "rows", settings, {"structures": structures}, tasks)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Sum the features of one run of environments into the rows of their structures."""
-    settings = folder.settings
-    source = FeatureSource(folder.input("structures"), settings["features"])
+    source = FeatureSource(folder.input("structures"), folder.settings["features"])
     store = source.structures
-    start, stop = settings["edges"][task : task + 2]
-    blocks = Blocks(source.descriptor.n_features, len(source.descriptor.species))
+    start, stop = source.edges[task : task + 2].tolist()
     structure = store.structure_of(start, stop)
     first, last = int(structure[0]), int(structure[-1])
-    rows = np.zeros((last - first + 1, blocks.n_columns))
+    sums = np.zeros((last - first + 1, source.sums.n_columns))
+    count = np.zeros((last - first + 1, source.sums.n_blocks), np.int64)
     square = 0.0
-    for a, b, features in source.blocks(start, stop):
-        local = structure[a - start : b - start] - structure[a - start]
-        at = int(structure[a - start]) - first
-        block = source.environment_block(a, b)
-        rows[at : at + local[-1] + 1] += sum_rows(
-            features, block, local, int(local[-1]) + 1, blocks
-        )
+    for a, b, features in source.blocks(task):
+        local, species = structure[a - start : b - start], source.environment_species(a, b)
+        at, n = int(local[0]) - first, int(local[-1] - local[0]) + 1
+        sums[at : at + n] += sum_rows(features, species, local - local[0], n, source.sums)
+        np.add.at(count, (local - first, species), 1)
         square += float(np.einsum("ij,ij->", features, features))
     group = store.group[first : last + 1]
+    energy = store.energy[first : last + 1]
     arrays: dict[str, NDArray[Any]] = {}
+    groups: dict[str, int] = {}
     for number in np.unique(group):
-        of_group = np.flatnonzero(group == number)
-        arrays[f"structure_{number}"] = first + of_group
-        arrays[f"rows_{number}"] = rows[of_group]
-    facts = {"first": first, "last": last, "square": square, "n_environments": stop - start}
+        own = np.flatnonzero(group == number)
+        k = len(groups)
+        groups[store.group_names[number]] = len(own)
+        arrays[f"structure_{k}"] = own
+        arrays[f"sums_{k}"] = sums[own]
+        arrays[f"count_{k}"] = count[own]
+        arrays[f"energy_{k}"] = energy[own]
+    facts = {"groups": groups, "square": square, "n_environments": stop - start}
     return folder.write_part(task, arrays), facts
 
 
+@dataclass(frozen=True)
+class Run:
+    """Structures of one group that end in consecutive tasks.
+
+    Attributes
+    ----------
+    group : str
+    begin : int
+        The task in which the first of them begins.
+    start, stop : int
+        The tasks in which they end.
+    n_rows : int
+        Rows in these tasks; that of a structure that goes on in the next one counts in both.
+    """
+
+    group: str
+    begin: int
+    start: int
+    stop: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Whole structures of one run.
+
+    Attributes
+    ----------
+    sums : (n, n_species * n_features) float64
+    count : (n, n_species) int64
+        Atoms.
+    energy : (n,) float64
+        NaN where unknown.
+    """
+
+    sums: NDArray[np.float64]
+    count: NDArray[np.int64]
+    energy: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def __getitem__(self, rows: slice) -> Sums:
+        return Sums(self.sums[rows], self.count[rows], self.energy[rows])
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.sums + other.sums, self.count + other.count, other.energy)
+
+
 class RowStore:
-    """Structure rows of a finished stage, in the order (group, structure).
+    """Sums over the structures of a finished stage.
 
     Attributes
     ----------
     structures : StructureStore
-    order : (n_structures,) int64
-        The structures in the order of their rows.
+    groups : tuple of str
+        Those that have structures, sorted.
     mean_square : float
         Mean over training environments of |x|^2: the square of scikit-matter's scale.
     """
 
     def __init__(self, folder: StageFolder) -> None:
         self.folder = folder
-        self.structures: StructureStore = open_structures(folder.input("structures"))
+        structures = folder.input("structures")
+        self.structures: StructureStore = open_structures(structures)
+        self._edges = task_edges(structures, folder.settings["features"])
         receipts = folder.receipts()
-        self._first = np.array([r.facts["first"] for r in receipts])
-        self._last = np.array([r.facts["last"] for r in receipts])
+        self._content = [receipt.content for receipt in receipts]
+        self._groups: list[dict[str, int]] = [receipt.facts["groups"] for receipt in receipts]
+        self.groups = tuple(sorted({name for names in self._groups for name in names}))
         n_environments = sum(r.facts["n_environments"] for r in receipts)
         self.mean_square = sum(r.facts["square"] for r in receipts) / n_environments
-        self.order = np.argsort(self.structures.group, kind="stable")
 
-    @property
-    def n_atoms(self) -> NDArray[np.int64]:
-        """(n_structures,) environments of each structure."""
-        return np.diff(self.structures.structure_offset)
+    def runs(self, n_rows: int) -> list[Run]:
+        """Runs of about ``n_rows`` rows of one group each, and half as many at least.
 
-    def blocks(
-        self, start: int, stop: int, n_rows: int
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Blocks ``(structure, rows)`` of rows ``start:stop`` of `order`, ``n_rows`` at a time."""
-        held: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        count = 0
-        for structure, rows in self._read(start, stop):
-            held.append((structure, rows))
-            count += len(rows)
-            if count >= n_rows:
-                ids, values = _join(held)
-                whole = count // n_rows * n_rows
-                for a in range(0, whole, n_rows):
-                    yield ids[a : a + n_rows], values[a : a + n_rows]
-                held, count = [(ids[whole:], values[whole:])], count - whole
-        if count:
-            yield _join(held)
+        Within these bounds what a part holds decides where a run ends: where tasks come in between,
+        the runs behind them soon are what they were.
+        """
+        found = []
+        for group in self.groups:
+            start, count = 0, 0
+            for task, here in enumerate(self._groups):
+                count += here.get(group, 0)
+                likely = 2 * count >= n_rows and self._content[task][0] in "0123"
+                if count >= n_rows or (count and likely) or task == len(self._groups) - 1:
+                    if count:
+                        found.append(self._run(group, start, task + 1, count))
+                    start, count = task + 1, 0
+        return found
 
-    def _read(
-        self, start: int, stop: int
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Rows part by part; a structure cut between tasks is put together in task order."""
-        wanted = self.order[start:stop]
-        groups = self.structures.group[wanted]
-        for number in np.unique(groups):
-            ids = wanted[groups == number]
-            tasks = np.flatnonzero((self._first <= ids[-1]) & (self._last >= ids[0]))
-            open_id, open_row = np.empty(0, np.int64), np.empty((0, 0))
-            for task in tasks:
-                names = (f"structure_{number}", f"rows_{number}")
-                part = self.folder.read_part(int(task), names)
-                if not part:
+    def _run(self, group: str, start: int, stop: int, n_rows: int) -> Run:
+        first = self._first(start)
+        begin = start
+        if self.structures.structure_offset[first] < self._edges[start]:
+            number = self.structures.group[first]
+            if self.structures.group_names[number] == group:
+                at = self.structures.structure_offset[first]
+                begin = int(np.searchsorted(self._edges, at, side="right")) - 1
+        return Run(group, begin, start, stop, n_rows)
+
+    def _first(self, task: int) -> int:
+        """The structure to which a task's first environment belongs."""
+        at = int(self._edges[task])
+        return int(self.structures.structure_of(at, at + 1)[0])
+
+    def contents(self, run: Run) -> list[str]:
+        """Digests of the parts that a run reads."""
+        return self._content[run.begin : run.stop]
+
+    def read(self, run: Run) -> Iterator[Sums]:
+        """The structures of a run; one that is cut between tasks is put together in their order."""
+        end = self.structures.structure_offset[1:]
+        held: Sums | None = None
+        for task in range(run.begin, run.stop):
+            names = list(self._groups[task])
+            if run.group not in names:
+                continue
+            k = names.index(run.group)
+            keys = (f"structure_{k}", f"sums_{k}", f"count_{k}", f"energy_{k}")
+            self.folder.expect_part(task + 1)
+            part = self.folder.read_part(task, keys)
+            structure = self._first(task) + part[keys[0]]
+            found = Sums(*(part[key] for key in keys[1:]))
+            if task < run.start:  # of this task, only what goes on into the run
+                structure, found = structure[-1:], found[-1:]
+            goes_on = end[structure[-1]] > self._edges[task + 1]
+            if held is not None:
+                first = held + found[:1]
+                if goes_on and len(structure) == 1:
+                    held = first
                     continue
-                inside = (part[names[0]] >= ids[0]) & (part[names[0]] <= ids[-1])
-                structure, rows = part[names[0]][inside], part[names[1]][inside]
-                if len(structure) == 0:
-                    continue
-                if len(open_id) and open_id[0] == structure[0]:
-                    rows[0] = open_row[0] + rows[0]
-                elif len(open_id):
-                    yield open_id, open_row
-                open_id, open_row = structure[-1:], rows[-1:]
-                yield structure[:-1], rows[:-1]
-            if len(open_id):
-                yield open_id, open_row
-
-
-def _join(
-    held: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    held = [pair for pair in held if len(pair[0])]
-    if len(held) == 1:
-        return held[0]
-    return np.concatenate([pair[0] for pair in held]), np.concatenate([pair[1] for pair in held])
+                yield first
+                found = found[1:]
+            held = found[-1:] if goes_on else None
+            whole = found[:-1] if goes_on else found
+            if len(whole):
+                yield whole
 
 
 @lru_cache(maxsize=4)
@@ -161,3 +210,17 @@ def _open(path: str, digest: str) -> RowStore:
 def open_rows(folder: StageFolder) -> RowStore:
     """The row store of a finished stage, opened once per process."""
     return _open(str(folder.path), folder.output_digest())
+
+
+def regularizer_of(rows: StageFolder, model: Json) -> Json:
+    """The regularizer mu, and the square of the features' scale that is in it.
+
+    Raises
+    ------
+    InputError
+        If the features have no scale.
+    """
+    scale_square = open_rows(rows).mean_square if model["scale"] == "rms" else 1.0
+    if scale_square == 0.0:
+        raise InputError("all features of the training set are 0: they have no scale")
+    return {"scale_square": scale_square, "mu": model["regularizer"] * scale_square}

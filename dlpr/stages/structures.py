@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +76,8 @@ class StructureStore:
     group_names : tuple of str
     species : tuple of int
         Atomic numbers that occur, ascending.
+    part_edges : (n_parts + 1,) int64
+        First environment of every part.
     """
 
     def __init__(self, folder: StageFolder) -> None:
@@ -81,7 +85,7 @@ class StructureStore:
         receipts = folder.receipts()
         counts = [(r.facts["n_structures"], r.facts["n_environments"]) for r in receipts]
         edges = np.cumsum([(0, 0), *counts], axis=0, dtype=np.int64)
-        self._part_structure, self._part_environment = edges[:, 0], edges[:, 1]
+        self._part_structure, self.part_edges = edges[:, 0], edges[:, 1]
         self.n_structures, self.n_environments = int(edges[-1, 0]), int(edges[-1, 1])
         self.species = tuple(sorted({int(z) for r in receipts for z in r.facts["species"]}))
         self.group_names = tuple(sorted({g for r in receipts for g in r.facts["groups"]}))
@@ -112,9 +116,9 @@ class StructureStore:
         """Rows ``start:stop`` of an array over environments."""
         found: list[NDArray[Any]] = []
         while start < stop:
-            part = int(np.searchsorted(self._part_environment, start, side="right")) - 1
-            local = start - int(self._part_environment[part])
-            end = min(stop, int(self._part_environment[part + 1]))
+            part = int(np.searchsorted(self.part_edges, start, side="right")) - 1
+            local = start - int(self.part_edges[part])
+            end = min(stop, int(self.part_edges[part + 1]))
             chunk, row = divmod(local, CHUNK_ROWS)
             rows = self._chunk(part, name, chunk)[row : row + end - start]
             found.append(rows)
@@ -130,6 +134,11 @@ class StructureStore:
         """A whole array over structures (energy, source_frame, ...)."""
         return np.concatenate([part.rows(name, 0, None) for part in self._parts])
 
+    @cached_property
+    def energy(self) -> NDArray[np.float64]:
+        """(n_structures,) total energies, NaN where unknown."""
+        return self.over_structures("energy")
+
     @property
     def symbols(self) -> str:
         """Species as people write them."""
@@ -141,14 +150,35 @@ class StructureStore:
         digests = self.over_structures("digest")
         return self.n_structures - len(np.unique(digests, axis=0))
 
-    def composition(self, structures: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, n_species) atoms of each of `species` in each structure."""
-        known = np.asarray(self.species)
-        counts = np.zeros((len(structures), len(known)))
-        for row, index in enumerate(structures):
-            found = self.read("species", *self.structure_offset[index : index + 2])
-            counts[row] = np.bincount(np.searchsorted(known, found), minlength=len(known))
-        return counts
+    def contents(self, edges: NDArray[np.int64], labels: bool = False) -> list[str]:
+        """Digests of runs of environments: equal ones have equal atoms in equal structures.
+
+        Parameters
+        ----------
+        edges : (n + 1,) int64
+            Environments at which runs begin and end.
+        labels : bool
+            Whether energies and groups count as well.
+
+        Returns
+        -------
+        list of str
+            One for each run.
+        """
+        digests = self.over_structures("digest")
+        found = []
+        for start, stop in pairwise(edges.tolist()):
+            first, last = (int(self.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
+            begin, end = self.structure_offset[[first, last]].tolist()
+            ends = (start - begin, stop - end)
+            digest = hashlib.blake2b(repr(ends).encode(), digest_size=16)
+            digest.update(digests[first : last + 1].tobytes())
+            if labels:
+                digest.update(self.energy[first : last + 1].tobytes())
+                names = [self.group_names[g] for g in self.group[first : last + 1]]
+                digest.update("\0".join(names).encode())
+            found.append(digest.hexdigest())
+        return found
 
     def sources(self) -> tuple[NDArray[np.int32], list[str]]:
         """The source file of every structure: index, and file names."""

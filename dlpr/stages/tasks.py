@@ -24,6 +24,7 @@ STAGES = {
     "hessian": "dlpr.stages.fold",
     "triangle": "dlpr.stages.fold",
     "factor": "dlpr.stages.factor",
+    "cholesky": "dlpr.stages.cholesky",
     "rigidity": "dlpr.stages.rigidity",
     "result": "dlpr.stages.result",
 }

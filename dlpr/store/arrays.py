@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec
 
-from dlpr.store.files import explained
+from dlpr.store.files import explained, map_bytes
 from dlpr.store.folder import StageFolder
 
 # Dask gives the parallelism; Zarr's own threads would multiply with it. Whether chunks equal to the
@@ -66,6 +66,23 @@ def write_rows(array: zarr.Array[Any], start: int, rows: NDArray[Any], path: Pat
     """Write rows from ``start`` on (a chunk boundary)."""
     with explained(path):
         array[start : start + len(rows)] = rows
+
+
+def map_chunk(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """A whole chunk where it lies: read-only, mapped, its checksum verified.
+
+    Raises
+    ------
+    OSError
+        Where it is absent.
+    ValueError
+        Where it is not what was written.
+    """
+    whole = map_bytes(path)
+    body = whole[:-CHECKSUM_NBYTES]
+    if google_crc32c.value(body) != int.from_bytes(whole[-CHECKSUM_NBYTES:].tobytes(), "little"):
+        raise ValueError(f"the content of {path.name} does not match its checksum")
+    return body.view(np.dtype(dtype)).reshape(shape)
 
 
 def chunk_files(path: Path) -> list[Path]:

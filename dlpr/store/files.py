@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -12,9 +13,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -155,6 +158,24 @@ def replace_tree(partial: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a finished file a further name, or copy it where the file system knows no links."""
+    with explained(target):
+        make_folder(target.parent)
+        partial = partial_path(target)
+        try:
+            try:
+                os.link(source, partial)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EXDEV):
+                    raise
+                shutil.copyfile(source, partial)
+                fsync_file(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically."""
     with atomic_file(path) as file:
@@ -188,20 +209,50 @@ def _read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+_ALIGNMENT = 64
+"""Arrays of a file begin at multiples of this, so that BLAS takes them where they lie."""
+_LOCAL_HEADER = 30
+_ZIP64_EXTRA = 20
+_PADDING_ID = 0xD935
+"""Sizes and the number of fields of a zip file's local header (APPNOTE 4.3.7, 4.5.3, zipalign)."""
+
+
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     """Write arrays as one uncompressed ``.npz`` whose bytes depend on the arrays alone.
 
     Returns
     -------
     dict
-        The CRC-32 of every member, which reading verifies.
+        The CRC-32C of every member, which reading verifies.
     """
+    checks: dict[str, int] = {}
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            info.extra = _padding(file.tell() + _LOCAL_HEADER + len(info.filename) + _ZIP64_EXTRA)
             with archive.open(info, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        return {name: archive.NameToInfo[f"{name}.npy"].CRC for name in arrays}
+                sink = _Checked(member)
+                np.lib.format.write_array(sink, np.asanyarray(array), allow_pickle=False)
+            checks[name] = sink.check
+    return checks
+
+
+def _padding(offset: int) -> bytes:
+    """An extra field after which a member that would begin at ``offset`` is aligned."""
+    n = -(offset + 4) % _ALIGNMENT
+    return struct.pack("<HH", _PADDING_ID, n) + bytes(n)
+
+
+class _Checked:
+    """A file that is written to while its CRC-32C is taken."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.check = 0
+
+    def write(self, data: Any) -> int:
+        self.check = google_crc32c.extend(self.check, bytes(data))
+        return int(self._file.write(data))
 
 
 DAMAGE = (
@@ -219,17 +270,17 @@ DAMAGE = (
 
 
 def read_arrays(
-    path: Path, names: tuple[str, ...] | None = None, checks: Mapping[str, int] | None = None
+    path: Path, checks: Mapping[str, int], names: tuple[str, ...] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of a file of `write_arrays`, every byte of theirs checked against its CRC-32.
+    """Arrays of a file of `write_arrays` where they lie: read-only, mapped, every byte checked.
 
     Parameters
     ----------
     path : Path
+    checks : mapping of str to int
+        What `write_arrays` returned: the file must hold these arrays and no others.
     names : tuple of str, optional
         Read these only, those of them that there are.
-    checks : mapping of str to int, optional
-        What `write_arrays` returned: the file must hold these arrays and no others.
 
     Raises
     ------
@@ -240,16 +291,59 @@ def read_arrays(
     """
     found: dict[str, NDArray[Any]] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if checks is not None and {k: v.CRC for k, v in members.items()} != checks:
-                raise ValueError("its arrays are not those that were written")
-            for name, info in members.items():
-                if names is None or name in names:
-                    with archive.open(info) as member:
-                        found[name] = np.lib.format.read_array(member, allow_pickle=False)
-                        if member.read(1):  # the CRC-32 is compared at the end only
-                            raise ValueError(f"{name} goes on after its last row")
+        inside = members(path)
+        if inside.keys() != checks.keys():
+            raise ValueError("its arrays are not those that were written")
+        whole = map_bytes(path)
+        for name, (offset, nbytes) in inside.items():
+            if names is None or name in names:
+                member = whole[offset : offset + nbytes]
+                if google_crc32c.value(member) != checks[name]:
+                    raise ValueError(f"the content of {name} does not match its checksum")
+                found[name] = _as_array(member)
     except DAMAGE as error:
         raise ValueError(str(error)) from error
     return found
+
+
+def read_ahead(path: Path) -> None:
+    """Have the system begin to read a file that is needed soon, if it is there."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
+def map_bytes(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file where they lie, read-only."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def members(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of every member of an uncompressed archive."""
+    found: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            file.seek(info.header_offset)
+            n_name, n_extra = struct.unpack("<26xHH", file.read(_LOCAL_HEADER))
+            offset = info.header_offset + _LOCAL_HEADER + n_name + n_extra
+            found[info.filename.removesuffix(".npy")] = offset, info.file_size
+    return found
+
+
+def _as_array(member: NDArray[np.uint8]) -> NDArray[Any]:
+    """The array of a member whose bytes are known to be right."""
+    head = BytesIO(member[:_HEAD_NBYTES].tobytes())
+    np.lib.format.read_magic(head)
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+    values = member[head.tell() :].view(dtype)
+    return values.reshape(shape, order="F" if is_fortran else "C")
+
+
+_HEAD_NBYTES = 1 << 12
+"""More than the header of any array of dlpr's."""

@@ -4,6 +4,10 @@
 settings and the digests of what it reads. ``receipts/<task>.json`` says that a task is done, and
 counts only while it is whole and the files it names are there with the sizes it names. Whoever
 does a task twice writes the same bytes twice.
+
+A plan may say of each task what decides its bits, and nothing else. Tasks of equal keys are one
+task: what one plan's folder holds, another adopts (`StageFolder.adopt`), so that data that grow
+cost what is new.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,21 +28,26 @@ from dlpr.store.files import (
     Json,
     canonical_json,
     explained,
+    fsync_directory,
+    link_file,
     look_again,
     make_folder,
+    read_ahead,
     read_arrays,
     read_json,
     write_arrays,
     write_json,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of everything dlpr writes, down to its bits: a change of either makes new plans.
 
 A store of a newer version is refused.
 """
 
 _DIGEST_LENGTH = 16
+KEYS = "keys.json"
+"""Digests, one per task, of what decides its bits; of none where tasks cannot be adopted."""
 
 
 def check_format(found: object, path: Path) -> None:
@@ -75,6 +84,12 @@ class Receipt:
         """Bytes on disk."""
         return sum(int(size) for size, _ in self.files.values())
 
+    @property
+    def content(self) -> str:
+        """Digest of what the task has put out, whatever its number."""
+        files = [[_renumbered(name, self.task, 0), check] for name, check in self.files.items()]
+        return digest([files, self.facts])[:_DIGEST_LENGTH]
+
 
 class StageFolder:
     """One stage of one plan on disk.
@@ -98,7 +113,7 @@ class StageFolder:
         stage: str,
         settings: Json,
         inputs: Mapping[str, StageFolder],
-        n_tasks: int,
+        tasks: int | Sequence[object],
         dry: bool = False,
     ) -> StageFolder:
         """The folder of a plan, made if it is not there.
@@ -112,24 +127,27 @@ class StageFolder:
             JSON; with the inputs it decides every bit of the output.
         inputs : mapping of str to StageFolder
             Finished stages that it reads.
-        n_tasks : int
+        tasks : int or sequence
+            How many there are; or, as JSON, all that decides what each of them puts out.
         dry : bool
             Only say where it would be.
         """
+        keys = [] if isinstance(tasks, int) else [_key(stage, task) for task in tasks]
         plan: Json = {
             "format_version": FORMAT_VERSION,
             "stage": stage,
             "settings": settings,
             "inputs": {name: folder.output_digest() for name, folder in inputs.items()},
-            "n_tasks": n_tasks,
+            "n_tasks": tasks if isinstance(tasks, int) else len(tasks),
+            "keys": digest(keys)[:_DIGEST_LENGTH],
         }
-        digest = _digest(plan)[:_DIGEST_LENGTH]
-        folder = cls(work / f"{stage}-{digest}")
+        folder = cls(work / f"{stage}-{digest(plan)[:_DIGEST_LENGTH]}")
         plan["places"] = {name: one.path.name for name, one in inputs.items()}
         recorded = read_json(folder.path / "plan.json")
         if not dry and canonical_json(recorded) != canonical_json(plan):
             with explained(folder.path):
                 make_folder(folder.path / "receipts")
+            write_json(folder.path / KEYS, {"keys": keys})
             write_json(folder.path / "plan.json", plan)
         return folder
 
@@ -163,6 +181,11 @@ class StageFolder:
         """Number of tasks."""
         return int(self.plan["n_tasks"])
 
+    def waves(self) -> list[list[int]]:
+        """Tasks in groups; those of one group need earlier groups alone, if anything."""
+        found: list[list[int]] = self.settings.get("waves") or [list(range(self.n_tasks))]
+        return found
+
     def input(self, name: str) -> StageFolder:
         """A stage that this one reads. The plan knows its output; readers verify what they read."""
         place = self.path.parent / self.plan["places"][name]
@@ -181,7 +204,7 @@ class StageFolder:
             return None
         if task not in self._known or self._known[task][0] != state:
             found = read_json(path)
-            if found is None or found.pop("digest", None) != _digest(found):
+            if found is None or found.pop("digest", None) != digest(found):
                 return None
             self._known[task] = state, Receipt(**found)
         receipt = self._known[task][1]
@@ -210,21 +233,72 @@ class StageFolder:
     ) -> Receipt:
         """Say that a task is done; its data must be durable already."""
         sizes = {name: [(self.path / name).stat().st_size, check] for name, check in files.items()}
-        record: Json = json.loads(canonical_json(asdict(Receipt(task, sizes, facts, cost))))
-        write_json(self._receipt_path(task), {**record, "digest": _digest(record)})
+        return self._put_receipt(Receipt(task, sizes, facts, cost))
+
+    def _put_receipt(self, receipt: Receipt) -> Receipt:
+        record: Json = json.loads(canonical_json(asdict(receipt)))
+        write_json(self._receipt_path(receipt.task), {**record, "digest": digest(record)})
         return Receipt(**record)
 
+    def adopt(self, missing: Iterable[int]) -> int:
+        """Take what other plans' tasks of equal keys have put out.
+
+        Files are linked, so that removing either folder leaves the other whole. A receipt's cost
+        stays that of the process that did the task.
+
+        Returns
+        -------
+        int
+            How many of the missing tasks are done now.
+        """
+        keys = self._keys()
+        wanted = {keys[task]: task for task in missing if task < len(keys)}
+        count = 0
+        for other in self._siblings() if wanted else ():
+            for number, key in enumerate(other._keys()):
+                receipt = other.receipt(number) if key in wanted else None
+                if receipt is not None and self._link(other, receipt, wanted[key]):
+                    del wanted[key]
+                    count += 1
+        return count
+
+    def _keys(self) -> list[str]:
+        return list((read_json(self.path / KEYS) or {}).get("keys", ()))
+
+    def _link(self, other: StageFolder, receipt: Receipt, task: int) -> bool:
+        files = {_renumbered(name, receipt.task, task): name for name in receipt.files}
+        try:
+            for name, source in files.items():
+                link_file(other.path / source, self.path / name)
+        except FileNotFoundError:  # somebody cleans the other folder
+            return False
+        for folder in {(self.path / name).parent for name in files}:
+            fsync_directory(folder)
+        sizes = {name: receipt.files[source] for name, source in files.items()}
+        self._put_receipt(Receipt(task, sizes, receipt.facts, receipt.cost))
+        return True
+
     def withdraw(self, task: int) -> None:
-        """Make a task undone."""
+        """Make a task undone, and those of other plans that share its files."""
+        keys = self._keys()
+        for other in self._siblings() if keys else ():
+            for number, key in enumerate(other._keys()):
+                if key == keys[task]:
+                    other._receipt_path(number).unlink(missing_ok=True)
         with explained(self._receipt_path(task)):
             self._receipt_path(task).unlink(missing_ok=True)
+
+    def _siblings(self) -> list[StageFolder]:
+        """Other plans of the same stage."""
+        found = sorted(self.path.parent.glob(f"{self.stage}-*/{KEYS}"))
+        return [StageFolder(path.parent) for path in found if path.parent != self.path]
 
     def output_digest(self) -> str:
         """Digest of what a finished stage has put out: the same data, the same digest."""
         if self._output is not None:
             return self._output
         receipts = [[r.task, r.files, r.facts] for r in self.receipts()]
-        return _digest([self.stage, receipts])
+        return digest([self.stage, receipts])
 
     # parts --------------------------------------------------------------------------------
 
@@ -236,8 +310,12 @@ class StageFolder:
         name = self._part_name(task)
         return {name: write_arrays(self.path / name, arrays)}
 
+    def expect_part(self, task: int) -> None:
+        """Say that a task's part will be read next."""
+        read_ahead(self.path / self._part_name(task))
+
     def read_part(self, task: int, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
-        """A task's arrays, checked.
+        """A task's arrays, checked, mapped where they lie: read-only.
 
         Raises
         ------
@@ -249,7 +327,7 @@ class StageFolder:
         if receipt is None:
             raise self.corrupt(task, name, "it has no valid receipt")
         try:
-            return read_arrays(self.path / name, wanted, receipt.files[name][1])
+            return read_arrays(self.path / name, receipt.files[name][1], wanted)
         except (OSError, ValueError) as error:
             raise self.corrupt(task, name, error) from error
 
@@ -263,8 +341,18 @@ class StageFolder:
         )
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """SHA-256 of a value that JSON can hold."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _key(stage: str, task: object) -> str:
+    return digest([FORMAT_VERSION, stage, task])[:_DIGEST_LENGTH]
+
+
+def _renumbered(name: str, old: int, new: int) -> str:
+    """Name of the same file of another task."""
+    return name.replace(f"parts/{old:06d}.", f"parts/{new:06d}.", 1)
 
 
 def _size(path: Path) -> int:

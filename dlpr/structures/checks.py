@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from dlpr.errors import InputError
 from dlpr.structures.parse import Record
@@ -148,6 +147,8 @@ def _closest_pair(
         point = np.concatenate([point, point[low] + box[axis], point[high] - box[axis]])
         fraction = np.concatenate([fraction, fraction[low], fraction[high]])
         atom = np.concatenate([atom, atom[low], atom[high]])
+    from scipy.spatial import cKDTree  # slow to load
+
     tree = cKDTree(point, balanced_tree=False, compact_nodes=False)
     closest: tuple[int, int, float] | None = None
     start, size = 0, _FIRST_QUERY

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ase.io
-import ase.io.formats
 import numpy as np
-from ase.utils import string2index
 from numpy.typing import NDArray
 
 from dlpr.errors import InputError, StoreError
@@ -119,6 +116,8 @@ def _format(path: Path) -> str:
     plain = path.with_suffix("") if is_compressed(path) else path
     if plain.suffix.lower() in (".xyz", ".extxyz"):
         return EXTXYZ
+    import ase.io.formats  # slow to load
+
     hint = f"{path} is of no format that ASE reads; rename it with the suffix of its format"
     try:
         name = str(ase.io.formats.filetype(str(path)))
@@ -135,6 +134,8 @@ def _format(path: Path) -> str:
 def _count_through_ase(path: Path, data_path: Path, name: str) -> NDArray[np.int64]:
     if name == "lammps-dump-text":
         check_dump(path, data_path)
+    import ase.io  # slow to load
+
     counts: list[int] = []
     try:
         for atoms in ase.io.iread(
@@ -152,6 +153,8 @@ def _count_through_ase(path: Path, data_path: Path, name: str) -> NDArray[np.int
 
 
 def _select(source: Source, n_frames: int) -> NDArray[np.int64]:
+    from ase.utils import string2index  # slow to load
+
     wanted: Any = string2index(source.index)
     frames = np.arange(n_frames, dtype=np.int64)
     if isinstance(wanted, slice):

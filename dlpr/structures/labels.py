@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import Atoms
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from dlpr.errors import InputError, JobError
 from dlpr.structures.spatial import cell_volume
 from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 LABELS = ("energy", "forces", "stress", "virial")
 _VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain, islice
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import ase.io
 import numpy as np
-from ase import Atoms
-from ase.io.extxyz import read_xyz
 from numpy.typing import NDArray
 
 from dlpr.errors import InputError
@@ -24,6 +21,9 @@ from dlpr.structures.labels import (
     raw_numbers_of,
     stress_of,
 )
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 BLOCK_ROWS = 50_000
 """Rows of one frame that ASE parses at once: its parser holds a Python object per number."""
@@ -141,6 +141,8 @@ def _parse_blocks(stream: BinaryIO, index: FileIndex, frame: int, place: str) ->
 
 
 def _parse(text: bytes, first_atom: int, place: str) -> Atoms:
+    from ase.io.extxyz import read_xyz  # slow to load
+
     try:
         atoms: Atoms = next(read_xyz(StringIO(text.decode()), 0))
         return atoms
@@ -169,6 +171,8 @@ def _uneven_row(text: bytes, first_atom: int) -> str:
 
 
 def _read_through_ase(index: FileIndex, frames: Sequence[int]) -> Iterator[tuple[int, Atoms]]:
+    import ase.io  # slow to load
+
     for run in _runs(frames):
         frame = run.start
         try:

@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from dlpr.structures.frames import Piece
 
@@ -287,6 +286,8 @@ def _near(position: Floats, centres: Floats, reach: float) -> NDArray[np.bool_]:
     """Whether each position is within ``reach`` of any centre."""
     low, high = centres.min(axis=0) - reach, centres.max(axis=0) + reach
     near: NDArray[np.bool_] = ((position >= low) & (position <= high)).all(axis=1)
+    from scipy.spatial import cKDTree  # slow to load
+
     distance, _ = cKDTree(centres).query(position[near], distance_upper_bound=reach)
     near[near] = np.isfinite(distance)
     return near

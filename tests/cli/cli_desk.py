@@ -73,6 +73,7 @@ class Desk:
             "test": {"probe": {"files": ["probe.xyz"]}},
             "descriptor": {"soap": {"cutoff": cutoff, "density": density, "basis": basis}},
             "model": {"linear": {"regularizer": 1.0e-6}},
+            "solver": "cholesky",
             "cluster": {"local": {"workers": 1, "memory_per_worker": "2GiB"}},
         }
         self.save()

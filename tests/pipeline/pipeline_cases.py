@@ -132,9 +132,13 @@ class Outcome:
     @property
     def facts(self) -> dict[str, Any]:
         """Facts of the factorization."""
-        roles = ("factor of the triangle", "factor of the hessian")
-        folder = next(self.used[role] for role in roles if role in self.used)
-        return folder.receipts()[0].facts
+        roles = ("triangle", "hessian", "tiles", "rows")
+        folder = next(
+            self.used[f"factor of the {role}"]
+            for role in roles
+            if f"factor of the {role}" in self.used
+        )
+        return folder.receipts()[-1].facts
 
     @property
     def accuracy(self) -> float:

@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]
     if len(here) < 2:
         pytest.skip(f"needs two of OpenBLAS's kernels {', '.join(NEEDS)}; found {here}")
     folder = tmp_path_factory.mktemp("kernels")
-    store(folder / "train.xyz", crystals(SPECIES[2], 40))
+    store(folder / "train.xyz", crystals(SPECIES[2], 70))
     store(folder / "test.xyz", crystals(SPECIES[2], 5, seed=3, big=4) + shapes(SPECIES[2]))
     plans = {"one": here[0], "again": here[0], "other": here[1], "untold": None}
     found: dict[str, tuple[str, Path]] = {}

@@ -31,8 +31,11 @@ from dlpr.core.blas import blas_threads
 from dlpr.engine.cluster import LocalSpec, start_local
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import write_job
+from dlpr.errors import ResourceError
 from dlpr.job import Job
-from dlpr.stages import rows as rows_stage
+from dlpr.stages import features as features_stage
+from dlpr.stages import fold as fold_stage
+from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.tasks import run_task
 from dlpr.store.folder import Receipt, StageFolder
 
@@ -47,10 +50,11 @@ FEWEST = {
         "radial": {"type": "Gto", "max_radial": 0},
     },
 }
-"""12 columns, so that a hundred structures make several partials."""
+"""12 columns: far fewer than the hundred structures."""
+N_GROUPS = 4
 NUMBERS = ("environment_lpr", "environment_prior_ratio", "structure_pr")
 FEW = settings(
-    max_examples=4,
+    max_examples=6,
     derandomize=True,
     phases=[Phase.generate],
     deadline=None,
@@ -62,12 +66,16 @@ FEW = settings(
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a training set of several partials, and a test set of all shapes."""
     folder = tmp_path_factory.mktemp("plans")
-    store(folder / "train.xyz", crystals(SYMBOLS, 100, big=1))
+    train = crystals(SYMBOLS, 100, big=1)
+    for number, atoms in enumerate(train):
+        atoms.info["config_type"] = f"group {number % N_GROUPS}"
+    store(folder / "train.xyz", train)
     store(folder / "test.xyz", crystals(SYMBOLS, 4, seed=3, big=4) + shapes(SYMBOLS))
     return folder
 
 
 def job_of(bench: Path, output: str, **given: object) -> Job:
+    given = {"train": {"files": "train.xyz", "group_by": "config_type"}, **given}
     return make_job(
         bench, test=SETS, hypers=FEWEST, output=output, **{"numerics": NUMERICS, **given}
     )
@@ -89,9 +97,12 @@ def base(bench: Path) -> Outcome:
     block=st.sampled_from([11, 16, 64, None]),
     task=st.sampled_from([22, 33, 200, None]),
     fold_rows=st.sampled_from([1, 3, 1024]),
-    budget=st.sampled_from(["1B", "4KiB", "8GiB"]),
-    part_nbytes=st.sampled_from([1, 2000, 1 << 27]),
-    solver=st.sampled_from(["auto", "qr", "eigh"]),
+    budget=st.sampled_from(["5KB", "16KiB", "8GiB"]),
+    part_atoms=st.sampled_from([30, 100, 1 << 18]),
+    rows_nbytes=st.sampled_from([1, 2000, 1 << 27]),
+    task_flops=st.sampled_from([1.0, 20_000.0, 1.5e11]),
+    tile_columns=st.sampled_from([5, 12, 4096]),
+    solver=st.sampled_from(["auto", "cholesky", "qr", "eigh"]),
 )
 def test_any_plan_agrees_within_the_accuracy_it_states(
     bench: Path,
@@ -101,7 +112,10 @@ def test_any_plan_agrees_within_the_accuracy_it_states(
     task: int | None,
     fold_rows: int,
     budget: str,
-    part_nbytes: int,
+    part_atoms: int,
+    rows_nbytes: int,
+    task_flops: float,
+    tile_columns: int,
     solver: str,
 ) -> None:
     numerics = {
@@ -109,8 +123,11 @@ def test_any_plan_agrees_within_the_accuracy_it_states(
         "task_environments": task,
         "fold_block_rows": fold_rows,
         "partials_budget": budget,
+        "tile_columns": tile_columns,
     }
-    monkeypatch.setattr(rows_stage, "PART_NBYTES", part_nbytes)
+    monkeypatch.setattr(ingest_stage, "TASK_ATOMS", part_atoms)
+    monkeypatch.setattr(features_stage, "ROWS_NBYTES", rows_nbytes)
+    monkeypatch.setattr(fold_stage, "TASK_FLOPS", task_flops)
     found = run(job_of(bench, "any", numerics=numerics, solver=solver))
     rtol = found.accuracy + base.accuracy + 1e-13
     assert rtol < 1e-8
@@ -122,12 +139,23 @@ def test_any_plan_agrees_within_the_accuracy_it_states(
             )
 
 
-def test_partials_stay_within_their_budget(bench: Path) -> None:
-    n_columns = run(job_of(bench, "any")).facts["conditioning"]["n_columns"]
+def test_partials_stay_within_their_budget(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_stage, "TASK_FLOPS", 1.0)
+    monkeypatch.setattr(fold_stage, "FEWEST_ROWS", 1)
+    found = run(job_of(bench, "any", train="train.xyz"))
+    n_columns = found.facts["conditioning"]["n_columns"]
+    assert found.used["hessian"].n_tasks > 3
     for most in (1, 2, 3):
         budget = f"{most * 8 * n_columns**2}B"
-        found = run(job_of(bench, "any", numerics={**NUMERICS, "partials_budget": budget}))
+        numerics = {**NUMERICS, "partials_budget": budget}
+        found = run(job_of(bench, "any", train="train.xyz", numerics=numerics))
         assert found.used["hessian"].n_tasks <= most
+
+
+def test_groups_whose_partials_exceed_the_budget_are_refused(bench: Path) -> None:
+    numerics = {**NUMERICS, "partials_budget": f"{N_GROUPS * 8 * 12**2 - 1}B"}
+    with pytest.raises(ResourceError, match=rf"12 columns, so its {N_GROUPS} groups"):
+        run(job_of(bench, "any", numerics=numerics))
 
 
 # one plan ----------------------------------------------------------------------------------------
@@ -182,12 +210,25 @@ def test_stored_and_recomputed_features_are_the_same_bits(bench: Path, dtype: st
     assert_same_bits(*outputs)
 
 
-def test_the_qr_route_gives_the_same_bits_in_any_order(bench: Path) -> None:
+@pytest.mark.parametrize(
+    ("solver", "numerics", "files", "role"),
+    [
+        ("qr", NUMERICS, "train.xyz", "triangle"),
+        ("cholesky", {**NUMERICS, "tile_columns": 5}, "train.xyz", "factor of the tiles"),
+        ("auto", {"block_environments": 2, "task_environments": 4}, "train.xyz@:6", "rows"),
+    ],
+)
+def test_other_routes_give_the_same_bits_in_any_order(
+    bench: Path, solver: str, numerics: dict[str, int], files: str, role: str
+) -> None:
     outputs = []
-    for name, executor in (("qr0", WorkExecutor(0)), ("qr1", Shuffled(3))):
-        found = run(job_of(bench, name, solver="qr"), executor=executor)
-        assert found.tasks["triangle"] >= 3
+    train = {"files": files, "group_by": "config_type"}
+    for name, executor in ((f"{role}0", WorkExecutor(0)), (f"{role}1", Shuffled(3))):
+        job = job_of(bench, name, train=train, solver=solver, numerics=numerics)
+        found = run(job, executor=executor)
+        assert found.tasks[role] >= 3
         outputs.append(found.output)
+    assert found.facts["conditioning"]["solver"] == ("dual" if role == "rows" else solver)
     assert_same_bits(*outputs)
 
 

@@ -13,8 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dlpr.errors import ResourceError
-from dlpr.store.arrays import checksums, chunk_files, create_array, create_group, write_rows
+from dlpr.errors import CorruptPartError, ResourceError
+from dlpr.store.arrays import (
+    check_metadata,
+    checksums,
+    chunk_files,
+    create_array,
+    create_group,
+    map_chunk,
+    store_files,
+    write_rows,
+)
+from dlpr.store.folder import StageFolder
 
 
 def store(path: Path, values: NDArray[Any], chunk_rows: int) -> zarr.Array[Any]:
@@ -72,6 +82,55 @@ def test_every_flipped_bit_and_every_truncation_of_a_chunk_raises(
         chunk.write_bytes(good[:position])
         with pytest.raises(ValueError, match=r"checksum|reshape"):
             read(tmp_path / "x.zarr")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int32", "uint8"])
+def test_a_mapped_chunk_is_what_zarr_reads_and_read_only(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(10).reshape(5, 2).astype(dtype)
+    store(tmp_path / "x.zarr", values, 3)
+    first, last = (map_chunk(path, (3, 2), dtype) for path in chunk_files(tmp_path / "x.zarr"))
+    np.testing.assert_array_equal(first, values[:3], strict=True)
+    np.testing.assert_array_equal(last[:2], values[3:], strict=True)
+    assert first.ctypes.data % 64 == 0
+    with pytest.raises(ValueError, match="read-only"):
+        first[0, 0] = 1
+
+
+@pytest.mark.parametrize("dtype", ["float64", "uint8"])
+def test_every_flipped_bit_and_every_truncation_of_a_mapped_chunk_raises(
+    tmp_path: Path, dtype: str
+) -> None:
+    store(tmp_path / "x.zarr", np.arange(12).reshape(6, 2).astype(dtype), 6)
+    (chunk,) = chunk_files(tmp_path / "x.zarr")
+    good = chunk.read_bytes()
+    map_chunk(chunk, (6, 2), dtype)
+    for position in range(len(good)):
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[position] ^= 1 << bit
+            chunk.write_bytes(bad)
+            with pytest.raises(ValueError, match=r"c\.0\.0 does not match its checksum"):
+                map_chunk(chunk, (6, 2), dtype)
+        chunk.write_bytes(good[:position])
+        with pytest.raises(ValueError, match=r"checksum|reshape"):
+            map_chunk(chunk, (6, 2), dtype)
+    chunk.unlink()
+    with pytest.raises(FileNotFoundError):
+        map_chunk(chunk, (6, 2), dtype)
+
+
+def test_changed_metadata_are_noticed_before_a_chunk_is_looked_for(tmp_path: Path) -> None:
+    folder = StageFolder.create(tmp_path, "fake", {}, {}, 1)
+    part = folder.path / "parts" / "000000.zarr"
+    store(part, np.ones((6, 2)), 3)
+    check_metadata(folder, 0)  # no receipt says anything yet
+    folder.write_receipt(0, checksums(store_files(part), folder.path), {}, {})
+    check_metadata(folder, 0)
+    path = part / "x" / "zarr.json"
+    path.write_text(path.read_text().replace('"column"', '"columm"'))
+    with pytest.raises(CorruptPartError, match=r"x/zarr\.json \(task 0 of fake\)") as caught:
+        check_metadata(folder, 0)
+    assert (caught.value.folder, caught.value.task) == (str(folder.path), 0)
 
 
 def test_checksums_are_of_the_content(tmp_path: Path) -> None:

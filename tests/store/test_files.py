@@ -19,8 +19,8 @@ from dlpr.store.files import (
     atomic_folder,
     canonical_json,
     fsync_tree,
+    link_file,
     partial_path,
-    read_arrays,
     read_json,
     replace_tree,
     write_arrays,
@@ -180,64 +180,6 @@ def test_errors_of_a_rename_are_not_hidden(tmp_path: Path) -> None:
     fsync_tree(tmp_path)
 
 
-def test_npz_bytes_depend_on_the_arrays_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = write_arrays(tmp_path / "a.npz", ARRAYS)
-    monkeypatch.setattr("time.time", lambda: 1e9)
-    second = write_arrays(tmp_path / "b.npz", {k: v.copy() for k, v in ARRAYS.items()})
-    assert first == second
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    found = read_arrays(tmp_path / "a.npz", checks=first)
-    for name, array in ARRAYS.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
-    assert list(read_arrays(tmp_path / "a.npz", ("count", "unknown"))) == ["count"]
-
-
-def test_every_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    arrays = {"count": np.arange(10, dtype=np.int8)}
-    checks = write_arrays(path, arrays)
-    good = path.read_bytes()
-    harmless = 0
-    for position in range(len(good)):
-        for bit in range(8):
-            bad = bytearray(good)
-            bad[position] ^= 1 << bit
-            path.write_bytes(bad)
-            try:
-                found = read_arrays(path, checks=checks)
-            except (ValueError, OSError):
-                continue
-            harmless += 1
-            np.testing.assert_equal(found, arrays, err_msg=f"byte {position}, bit {bit}")
-    assert harmless < 4 * len(good), "the zip format's own dates, attributes and versions"
-
-
-def test_a_flipped_shape_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "x.npz"
-    write_arrays(path, {"x": np.arange(1000.0)})
-    path.write_bytes(path.read_bytes().replace(b"(1000,)", b"(0000,)"))
-    with pytest.raises(ValueError, match="goes on"):
-        read_arrays(path)
-
-
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_files_are_noticed(tmp_path: Path, part: float) -> None:
-    path = tmp_path / "x.npz"
-    write_arrays(path, ARRAYS)
-    os.truncate(path, int(part * path.stat().st_size))
-    with pytest.raises(ValueError, match=r".+"):
-        read_arrays(path)
-
-
-def test_another_file_of_the_same_size_is_noticed(tmp_path: Path) -> None:
-    checks = write_arrays(tmp_path / "x.npz", ARRAYS)
-    write_arrays(tmp_path / "x.npz", {**ARRAYS, "matrix": ARRAYS["matrix"] + 1})
-    with pytest.raises(ValueError, match="not those that were written"):
-        read_arrays(tmp_path / "x.npz", checks=checks)
-
-
 @pytest.mark.parametrize("text", ['{"a": 1', "", "[1]", "\x00" * 20, "\udcff"])
 def test_torn_json_is_no_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_bytes(text.encode(errors="surrogateescape"))
@@ -248,6 +190,42 @@ def test_json_of_nothing_and_of_a_folder(tmp_path: Path) -> None:
     assert read_json(tmp_path / "absent" / "x.json") is None
     with pytest.raises(StoreError, match="cannot read"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize("number", [None, errno.EXDEV, errno.EPERM])
+def test_a_link_or_a_copy_stays_when_its_source_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "no links here")
+
+    if number is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    source, target = tmp_path / "a" / "x", tmp_path / "b" / "c" / "x"
+    with atomic_file(source) as file:
+        file.write(b"content")
+    with atomic_file(target) as file:
+        file.write(b"stale")
+    link_file(source, target)
+    assert (source.stat().st_ino == target.stat().st_ino) == (number is None)
+    source.unlink()
+    assert target.read_bytes() == b"content"
+    assert everything(tmp_path) == {"a", "b", "b/c", "b/c/x"}
+    with pytest.raises(FileNotFoundError):
+        link_file(source, tmp_path / "y")
+    assert everything(tmp_path) == {"a", "b", "b/c", "b/c/x"}
+
+
+def test_a_link_on_a_full_disk_is_told_to_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "x").touch()
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        link_file(tmp_path / "x", tmp_path / "y")
 
 
 def test_a_file_that_another_host_replaces_is_read_again(

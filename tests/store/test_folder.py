@@ -91,7 +91,7 @@ def test_another_file_of_the_same_size_is_noticed_by_reading(tmp_path: Path) -> 
     folder = make(tmp_path)
     folder.write_part(0, {"x": np.full(5, 7.0)})
     assert folder.missing() == []
-    with pytest.raises(CorruptPartError, match="not those that were written"):
+    with pytest.raises(CorruptPartError, match="content of x does not match"):
         folder.read_part(0)
 
 

@@ -1,0 +1,146 @@
+"""The three forms of one Hessian: rows, one piece, tiles. They agree; tiles keep the guarantees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline_cases import SPECIES, Outcome, chunks_of, crystals, make_job, run, shapes, store
+
+from dlpr.engine.executors import WorkExecutor
+from dlpr.errors import NumericsError, ResourceError
+from dlpr.stages.fold import form_of
+
+SETS = {"train": "train", "test": {"files": "test.xyz"}}
+NUMBERS = ("environment_lpr", "structure_pr")
+BLOCKS = {"block_environments": 16, "task_environments": 48}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    store(folder / "train.xyz", crystals(SPECIES[2], 60))
+    store(folder / "test.xyz", crystals(SPECIES[2], 5, seed=3, big=4) + shapes(SPECIES[2]))
+    return folder
+
+
+def do(
+    bench: Path,
+    output: str,
+    solver: str,
+    centre_species: str = "separate",
+    tile_columns: int = 4096,
+    regularizer: float = 1e-4,
+) -> Outcome:
+    linear = {"regularizer": regularizer, "centre_species": centre_species}
+    numerics = {**BLOCKS, "tile_columns": tile_columns}
+    return run(
+        make_job(bench, test=SETS, linear=linear, solver=solver, numerics=numerics, output=output)
+    )
+
+
+def agree(found: Outcome, other: Outcome) -> None:
+    rtol = found.accuracy + other.accuracy
+    assert rtol < 1e-7
+    for name in SETS:
+        for array in NUMBERS:
+            np.testing.assert_allclose(
+                found.sets[name][array], other.sets[name][array], rtol=rtol, err_msg=array
+            )
+
+
+@pytest.mark.parametrize("centre_species", ["separate", "shared"])
+def test_rows_one_piece_and_tiles_agree(bench: Path, centre_species: str) -> None:
+    whole = do(bench, f"whole-{centre_species}", "cholesky", centre_species)
+    tiles = do(bench, f"tiles-{centre_species}", "cholesky", centre_species, tile_columns=29)
+    rows = do(bench, f"rows-{centre_species}", "dual", centre_species)
+    assert {"factor of the hessian"} < set(whole.used)
+    assert {"factor of the tiles"} < set(tiles.used)
+    assert {"factor of the rows"} < set(rows.used)
+    assert tiles.used["factor of the tiles"].n_tasks > 3
+    agree(tiles, whole)
+    agree(rows, whole)
+
+
+def test_tiles_give_the_same_bits_wherever_a_process_begins_and_stops(bench: Path) -> None:
+    one = do(bench, "tiles-once", "cholesky", tile_columns=29)
+    expected = chunks_of(one.output)
+    factor = one.used["factor of the tiles"]
+    rng = np.random.default_rng(0)
+    for turn in range(3):
+        for task in rng.permutation(factor.n_tasks)[: factor.n_tasks // 2]:
+            factor.withdraw(int(task))
+        for name in ("rigidity of test", "rigidity of train", "result"):
+            stage = one.used[name]
+            for task in range(stage.n_tasks):
+                stage.withdraw(task)
+        job = make_job(
+            bench,
+            test=SETS,
+            linear={"centre_species": "separate"},
+            solver="cholesky",
+            numerics={**BLOCKS, "tile_columns": 29},
+            output="tiles-once",
+        )
+        again = run(job, executor=WorkExecutor(turn + 1))
+        assert again.tasks["factor of the tiles"] == factor.n_tasks // 2
+        assert chunks_of(again.output) == expected
+
+
+def test_tiles_without_a_digit_name_the_regularizer_that_would_do(bench: Path) -> None:
+    with pytest.raises(NumericsError, match=r"mu of at\s+least"):
+        do(bench, "singular", "cholesky", tile_columns=29, regularizer=1e-19)
+
+
+def test_tiles_too_steep_for_cholesky_become_a_triangle(bench: Path) -> None:
+    # more rows than half the columns, so that auto does not take the rows
+    linear = {"regularizer": 1e-12, "centre_species": "shared"}
+    numerics = {**BLOCKS, "tile_columns": 4}  # rows of 60 structures are more than four such tiles
+    found = run(
+        make_job(bench, test=SETS, linear=linear, solver="auto", numerics=numerics, output="steep")
+    )
+    assert "factor of the tiles" in found.used
+    assert found.facts["conditioning"]["solver"] == "qr"
+
+
+class _Small(WorkExecutor):
+    """Workers that have so much memory for a task, and no more."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(0)
+        self.nbytes, self.asked = nbytes, [0]
+
+    def require(self, nbytes: int) -> None:
+        self.asked.append(nbytes)
+        if nbytes > self.nbytes:
+            raise ResourceError("too small")
+
+
+def test_memory_is_asked_for_before_anything_is_computed(bench: Path) -> None:
+    executor = _Small(0)
+    with pytest.raises(ResourceError):
+        run(make_job(bench, test=SETS, output="small"), executor=executor)
+    assert not list((bench / "small/work").glob("rows-*"))
+
+
+@pytest.mark.parametrize(
+    ("solver", "regularizer", "n_rows", "n_columns", "form"),
+    [
+        ("auto", 1e-8, 2000, 4000, "rows"),
+        ("auto", 1e-8, 2001, 4000, "whole"),
+        ("auto", 0.0, 2000, 4000, "rows"),
+        ("auto", 1e-8, 2100, 4097, "tiles"),
+        ("auto", 0.0, 2100, 4097, "whole"),
+        ("auto", 1e-8, 3000, 30_000, "tiles"),  # rows that no worker should hold
+        ("auto", 1e-8, 2000, 30_000, "rows"),
+        ("cholesky", 1e-8, 10, 4000, "whole"),
+        ("cholesky", 1e-8, 10, 30_000, "tiles"),
+        ("qr", 1e-8, 10, 30_000, "whole"),
+        ("dual", 1e-8, 3000, 30_000, "rows"),
+    ],
+)
+def test_the_form_follows_from_job_and_data(
+    solver: str, regularizer: float, n_rows: int, n_columns: int, form: str
+) -> None:
+    assert form_of(solver, regularizer, n_rows, n_columns, 4096) == form
