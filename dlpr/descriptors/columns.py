@@ -9,13 +9,23 @@ ridge predictions and rigidities, stay what they are in the full layout.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Columns = dict[str, NDArray[Any]]
 """Arrays of equal length, one entry per column of features."""
+
+
+class Channels(NamedTuple):
+    """The angular channels of a basis."""
+
+    radial: tuple[tuple[int, int], ...]
+    """Angular degree l and number of radial functions of each channel, ascending."""
+    centre: NDArray[np.float64]
+    """What an atom's own density adds to its coefficients of l = 0; empty without that channel."""
+
 
 NAMES = ("neighbour_1", "neighbour_2", "l", "n_1", "n_2")
 

@@ -1,60 +1,55 @@
-"""The one module that imports featomic and metatensor: calculators, systems, one compute call."""
+"""The one module that imports featomic: it judges hyperparameters and gives radial functions."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.errors import InputError, JobError
-from dlpr.structures.frames import Piece
+from dlpr.descriptors.columns import Channels
+from dlpr.errors import JobError
 
 # Both are only partly typed.
 featomic: Any = import_module("featomic")
 metatensor: Any = import_module("metatensor")
 
 _log = logging.getLogger(__name__)
-_own = threading.local()
+
+_DIMERS = 250
+"""Distances per call of featomic."""
 
 
 def _forward_log(level: int, message: str) -> None:
-    """Take featomic's messages from the root logger, where by default they reach the terminal.
-
-    Its one warning of interest, overlapping atoms, is an error of ingest already.
-    """
+    """Take featomic's messages from the root logger, where by default they reach the terminal."""
     _log.debug("featomic, level %d: %s", level, message)
 
 
 class _System(featomic.systems.SystemBase):  # type: ignore[misc]
-    """A periodic piece as featomic reads it; featomic finds the neighbours itself."""
+    """Carbon atoms in a periodic box, as featomic reads them."""
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, position: NDArray[np.float64], box: NDArray[np.float64]) -> None:
         super().__init__()
-        self._piece = piece
-
-    def release(self) -> None:
-        """Break the cycle of references that else keeps the piece until the garbage collector."""
-        self._keepalive.clear()
+        self._position, self._box = position, box
 
     def size(self) -> int:
-        return len(self._piece.species)
+        return len(self._position)
 
     def types(self) -> NDArray[np.int32]:
-        return self._piece.species.astype(np.int32)
+        return np.full(len(self._position), 6, np.int32)
 
     def positions(self) -> NDArray[np.float64]:
-        return self._piece.position
+        return self._position
 
     def cell(self) -> NDArray[np.float64]:
-        return self._piece.cell
+        return np.diag(self._box)
 
 
 @contextmanager
@@ -71,16 +66,8 @@ def _stderr_closed() -> Iterator[None]:
         os.close(null)
 
 
-def _calculator(parameters: str) -> Any:
-    """Return this thread's calculator: building takes 0.1 s, and a calculator is not shareable."""
-    calculators = _own.__dict__.setdefault("calculators", {})
-    if parameters not in calculators:
-        featomic.set_logging_callback(_forward_log)
-        calculators[parameters] = featomic.SoapPowerSpectrum(**json.loads(parameters))
-    return calculators[parameters]
-
-
-def radial_sizes(parameters: str) -> list[tuple[int, int]]:
+@lru_cache(maxsize=64)
+def channels(parameters: str) -> Channels:
     """Have featomic judge hyperparameters, and return its angular channels.
 
     Parameters
@@ -88,118 +75,62 @@ def radial_sizes(parameters: str) -> list[tuple[int, int]]:
     parameters
         JSON of the hyperparameters.
 
-    Returns
-    -------
-    list
-        Angular degree l and number of radial functions of each channel, ascending.
-
     Raises
     ------
     JobError
         With featomic's words where it refuses.
     """
-    atom = Piece(np.zeros((1, 3)), np.ones(1, np.uint8), np.zeros((3, 3)), np.zeros(3, bool))
+    hypers = json.loads(parameters)
+    box = np.full(3, 4.0 * hypers["cutoff"]["radius"])
+    featomic.set_logging_callback(_forward_log)
     try:
         with _stderr_closed():
-            block = _calculator(parameters).compute(_System(atom)).block(0)
+            alone = featomic.SphericalExpansion(**hypers).compute(_System(np.zeros((1, 3)), box))
     except (featomic.FeatomicError, ValueError) as error:
         raise JobError(
             f"featomic refuses the hyperparameters in descriptor.soap: {error}."
             " Change them in the job file."
         ) from None
-    values = np.asarray(block.properties.values)
-    return [
-        (int(l_), int(values[values[:, 0] == l_, 1].max()) + 1) for l_ in np.unique(values[:, 0])
-    ]
+    found = {int(key["o3_lambda"]): np.array(block.values)[0] for key, block in alone.items()}
+    radial = tuple((l_, found[l_].shape[1]) for l_ in sorted(found))
+    return Channels(radial, found[0][0] if 0 in found else np.zeros(0))
 
 
-def _rows(labels: Any) -> NDArray[np.int32]:
-    """Copy the entries of labels and free them.
-
-    metatensor-core 0.2.6 frees labels only if they have an attribute ``_labels``, which it has
-    renamed: every Labels object, one per block and call here, would stay for ever.
-    """
-    rows: NDArray[np.int32] = np.array(labels.values, dtype=np.int32)
-    if not hasattr(labels, "_labels"):
-        labels._lib.mts_labels_free(labels.release())
-    return rows
-
-
-def _selection(parameters: str, properties: Mapping[tuple[int, int], NDArray[np.int32]]) -> Any:
-    """Return this thread's selection of columns, made once."""
-    selections = _own.__dict__.setdefault("selections", {})
-    key = (parameters, tuple(properties))
-    if key not in selections:
-        none = metatensor.Labels(["_"], np.zeros((0, 1), np.int32))
-        keys, blocks = [], []
-        for (a, b), rows in properties.items():
-            columns = metatensor.Labels(["l", "n_1", "n_2"], rows)
-            for centre in sorted({species for species, _ in properties}):
-                keys.append((centre, a, b))
-                blocks.append(metatensor.TensorBlock(np.zeros((0, len(rows))), none, [], columns))
-        names = ["center_type", "neighbor_1_type", "neighbor_2_type"]
-        labels = metatensor.Labels(names, np.array(keys, np.int32))
-        selections[key] = metatensor.TensorMap(labels, blocks)
-    return selections[key]
-
-
-def _samples(pieces: Sequence[Piece]) -> Any:
-    """Return the centres as featomic selects them; None: all atoms of all pieces."""
-    if all(piece.centre is None for piece in pieces):
-        return None
-    samples = [
-        np.stack([np.full_like(centre, index), centre], axis=1)
-        for index, piece in enumerate(pieces)
-        for centre in [np.arange(len(piece.species)) if piece.centre is None else piece.centre]
-    ]
-    return metatensor.Labels(["system", "atom"], np.concatenate(samples).astype(np.int32))
-
-
-def compute_blocks(
-    parameters: str,
-    pieces: Sequence[Piece],
-    properties: Mapping[tuple[int, int], NDArray[np.int32]],
-) -> Iterator[tuple[tuple[int, int, int], NDArray[np.int32], NDArray[np.float64]]]:
-    """Compute the power spectrum of periodic pieces in one call of featomic.
+class RadialFunctions:
+    """featomic's splined radial functions R_nl(r), without cutoff function and scaling.
 
     Parameters
     ----------
     parameters
-        JSON of the hyperparameters.
-    pieces
-        Periodic in all directions, each with at least one centre.
-    properties
-        For each pair of neighbour species a <= b the columns (l, n1, n2) wanted; all pairs of one
-        set of species, whether they occur in these pieces or not.
-
-    Yields
-    ------
-    key
-        Species of the centre and of the two neighbours.
-    samples
-        (n_rows, 2) index of the piece and of the atom.
-    values
-        (n_rows, n_properties); a view that lives as long as the generator's step.
+        JSON of hyperparameters that `channels` has accepted.
     """
-    systems = [_System(piece) for piece in pieces]
-    wanted = _samples(pieces)
-    try:
-        result = _calculator(parameters).compute(
-            systems,
-            selected_samples=wanted,
-            selected_properties=_selection(parameters, properties),
+
+    def __init__(self, parameters: str) -> None:
+        hypers = json.loads(parameters)
+        self._reach = 4.0 * hypers["cutoff"]["radius"]
+        hypers["cutoff"]["smoothing"] = {"type": "Step"}
+        hypers["density"] |= {"center_atom_weight": 0.0, "scaling": None}
+        self._calculator = featomic.SphericalExpansion(**hypers)
+
+    def __call__(self, distance: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Evaluate at distances (n,) in Å, below the cutoff: (n, n_radial) of each channel."""
+        parts = [
+            self._evaluate(distance[start : start + _DIMERS])
+            for start in range(0, len(distance), _DIMERS)
+        ]
+        return [np.concatenate(channel) for channel in zip(*parts, strict=True)]
+
+    def _evaluate(self, distance: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """One neighbour on the z axis has R_nl(r) Y_l0, Y_l0^2 = (2 l + 1) / 4 pi."""
+        n = len(distance)
+        position = np.zeros((n, 2, 3))
+        position[:, :, 0] = self._reach * np.arange(n)[:, None]
+        position[:, 1, 2] = distance
+        box = self._reach * np.array([n, 1.0, 1.0])
+        centres = np.arange(0, 2 * n, 2, dtype=np.int32)[:, None]
+        dimers = self._calculator.compute(
+            _System(position.reshape(-1, 3), box),
+            selected_samples=metatensor.Labels(["atom"], centres),
         )
-    except featomic.FeatomicError as error:
-        raise InputError(
-            f"featomic cannot describe {len(pieces)} structure(s) with"
-            f" {sum(len(p.species) for p in pieces)} atoms: {error}."
-            " Check their cells and positions."
-        ) from None
-    finally:
-        for system in systems:
-            system.release()
-        if wanted is not None:
-            _rows(wanted)
-    for index, (centre, first, second) in enumerate(_rows(result.keys).tolist()):
-        block = result.block_by_id(index)
-        yield (centre, first, second), _rows(block.samples), np.asarray(block.values)
+        found = {int(key["o3_lambda"]): np.asarray(block.values) for key, block in dimers.items()}
+        return [found[l_][:, l_] / np.sqrt((2 * l_ + 1) / (4.0 * np.pi)) for l_ in sorted(found)]

@@ -13,26 +13,23 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns, full_columns, reduced_columns
 from dlpr.descriptors.hypers import check_hypers
-from dlpr.descriptors.periodic import make_periodic
+from dlpr.descriptors.neighbours import Surroundings
+from dlpr.descriptors.spectrum import LANES, SLOTS, WIDTH, power_spectrum
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
-BATCH = 1024
-"""Atoms per call of featomic, which holds several times the features of what it works on."""
+BATCH = 512
+"""Atoms whose surroundings are set up together, and environments computed together."""
 
-# Behind `Soap.compute_nbytes`, measured with featomic 0.6.7 as the growth of VmHWM in fresh
-# processes: C, Mo, InP and CHO, 1 to 13,824 centres, 21 to 13,824 atoms, 6 to 1,026 columns.
-_MARGIN = 1.2
+# Behind `Soap.compute_nbytes`, measured as the growth of VmHWM in fresh processes: 1 to 4 species,
+# 1 to 12,000 atoms, 11 to 320 neighbours, 3 to 11,000 columns.
+_MARGIN = 1.3
 _CALL_NBYTES = 16 * 2**20
-_ATOM_NBYTES = 1000
-_PAIR_NBYTES = 110
-"""Kept per atom and neighbour; 90 measured."""
-_SEARCH_NBYTES = 450
-"""While neighbours are sought, per atom and neighbour; 80 to 180 in open pieces, at most 440."""
-_EXPANSION_COPIES = 2.0
-"""Spherical expansions of the centres: each piece's own and the call's."""
-_FEATURE_COPIES = 1.2
-"""featomic's rows, and the mark of those that are finite."""
+"""Also what featomic needs once, to tabulate its radial functions."""
+_IMAGE_NBYTES = 120
+"""Per atom and periodic image that centres can see."""
+_PAIR_NBYTES = 180
+"""Per centre and neighbour."""
 
 
 class Soap:
@@ -55,7 +52,7 @@ class Soap:
     """
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
-        from dlpr.descriptors.native import radial_sizes
+        from dlpr.descriptors.native import channels
 
         self._hypers = check_hypers(hypers)
         self.species: tuple[int, ...] = tuple(sorted({int(number) for number in species}))
@@ -65,11 +62,11 @@ class Soap:
                 " from 1 to 118, one at least. Check the species of the structures."
             )
         self._parameters = json.dumps(self._hypers)
-        self._radial = radial_sizes(self._parameters)
+        self._channels = channels(self._parameters)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tables of columns, which are quickly made again."""
-        cached = ("columns", "full_columns", "_place", "_properties")
+        cached = ("columns", "full_columns", "_place", "_factor")
         return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     @property
@@ -85,7 +82,7 @@ class Soap:
     @cached_property
     def full_columns(self) -> Columns:
         """featomic's own columns and where to find them, see `dlpr.descriptors.columns`."""
-        return full_columns(self.species, self._radial)
+        return full_columns(self.species, self._channels.radial)
 
     @cached_property
     def columns(self) -> Columns:
@@ -93,20 +90,25 @@ class Soap:
         return reduced_columns(self.full_columns)
 
     @cached_property
-    def _place(self) -> dict[tuple[int, int], slice]:
-        """The columns of each pair of neighbour species, which lie side by side."""
+    def _place(self) -> dict[tuple[int, int], int]:
+        """First column of each pair of neighbour species, which are given by their indices."""
         pairs = np.stack([self.columns["neighbour_1"], self.columns["neighbour_2"]], axis=1)
-        _, start, count = np.unique(pairs, axis=0, return_index=True, return_counts=True)
-        return {
-            (int(pairs[i, 0]), int(pairs[i, 1])): slice(int(i), int(i + n))
-            for i, n in zip(start, count, strict=True)
-        }
+        numbers, start = np.unique(pairs, axis=0, return_index=True)
+        index = np.searchsorted(self.species, numbers).tolist()
+        return {(a, b): at for (a, b), at in zip(index, start.tolist(), strict=True)}
 
     @cached_property
-    def _properties(self) -> dict[tuple[int, int], NDArray[np.int32]]:
-        """The columns (l, n_1, n_2) of each pair of neighbour species, as featomic selects them."""
-        columns = np.stack([self.columns[name] for name in ("l", "n_1", "n_2")], axis=1)
-        return {pair: columns[place] for pair, place in self._place.items()}
+    def _factor(self) -> NDArray[np.float64]:
+        """Factor of each column on the sum over m, (n_features,).
+
+        featomic's (-1)^l / sqrt(2 l + 1), its sqrt(2) for pairs of different species, and the
+        weight of the reduced layout.
+        """
+        l_ = self.columns["l"]
+        cross = self.columns["neighbour_1"] != self.columns["neighbour_2"]
+        norm = np.where(l_ % 2 == 0, 1.0, -1.0) * np.sqrt(2.0 * l_ + 1.0)
+        factor: NDArray[np.float64] = np.where(cross, np.sqrt(2.0), self.columns["weight"]) / norm
+        return factor
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the columns and their values, as JSON can hold it."""
@@ -151,12 +153,44 @@ class Soap:
         for index, piece in enumerate(pieces):
             self._check(piece, index)
         centres = [_centres(piece) for piece in pieces]
-        features = np.zeros((sum(map(len, centres)), self.n_features))
+        features = np.empty((sum(map(len, centres)), self.n_features))
         stop = 0
         for batch in _batches(pieces, centres):
             start, stop = stop, stop + sum(len(centres[index]) for index in batch)
-            self._fill(features[start:stop], batch, pieces, centres)
+            chosen = [pieces[index] for index in batch]
+            self._fill(features[start:stop], chosen, [centres[index] for index in batch])
+            lost = np.flatnonzero(~np.isfinite(features[start:stop].sum(axis=1)))
+            if lost.size:
+                where = [(index, atom) for index in batch for atom in centres[index]][lost[0]]
+                raise InputError(
+                    f"the features of atom {where[1]} of structure {where[0]} of this call are not"
+                    f" finite, as are those of {lost.size} atom(s) in all."
+                    " Check the distances between atoms."
+                )
         return features
+
+    def _fill(
+        self,
+        features: NDArray[np.float64],
+        pieces: Sequence[Piece],
+        centres: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Write the features of the centres of some pieces."""
+        from dlpr.descriptors.radial import radial_table
+
+        table = radial_table(self._parameters)
+        around = Surroundings(pieces, centres, self.cutoff, self.species)
+        for start in range(0, len(features), BATCH):
+            stop = min(start + BATCH, len(features))
+            power_spectrum(
+                around.neighbours(start, stop),
+                around.centre_species(start, stop),
+                table,
+                self._channels,
+                self._place,
+                self._factor,
+                features[start:stop],
+            )
 
     def compute_nbytes(
         self, n_environments: int, n_atoms: int | None = None, n_neighbours: float = 200.0
@@ -178,14 +212,18 @@ class Soap:
             Bytes, the returned rows included.
         """
         largest = max(BATCH, n_environments if n_atoms is None else n_atoms)
-        centres = min(n_environments, largest)
-        n_expansion = len(self.species) * sum(size * (2 * l_ + 1) for l_, size in self._radial)
-        search = largest * _SEARCH_NBYTES * n_neighbours
-        spectrum = largest * (_ATOM_NBYTES + _PAIR_NBYTES * n_neighbours) + 8 * centres * (
-            _EXPANSION_COPIES * n_expansion + _FEATURE_COPIES * self.n_features
-        )
-        rows = 8 * n_environments * self.n_features
-        return int(rows + _MARGIN * max(search, spectrum)) + _CALL_NBYTES
+        density = n_neighbours / (4.0 / 3.0 * np.pi * self.cutoff**3)
+        edge = (largest / density) ** (1.0 / 3.0)
+        # As many as in one large cell, or around as many atoms in the smallest of cells.
+        images = max(density * (edge + 2.0 * self.cutoff) ** 3, 4.0 * BATCH * n_neighbours)
+        pairs = min(BATCH, n_environments) * n_neighbours
+        radial = self._channels.radial
+        slots = max(SLOTS, 2.0 * LANES * n_neighbours)
+        values = (radial[-1][0] + 1) ** 2 + 3 * max(size for _, size in radial) + 16
+        sums = 2 * len(self.species) * max(size * (2 * l_ + 1) for l_, size in radial)
+        group = slots * values + WIDTH * (sums + 2 * self.n_features)
+        needed = _IMAGE_NBYTES * images + _PAIR_NBYTES * pairs + 8 * group
+        return int(8 * n_environments * self.n_features + _MARGIN * needed) + _CALL_NBYTES
 
     def _check(self, piece: Piece, index: int) -> None:
         """Catch what featomic would accept in silence."""
@@ -213,52 +251,13 @@ class Soap:
                     f" {np.unique(piece.centre).size} different ones, {int(inside.sum())} in range."
                 )
 
-    def _fill(
-        self,
-        features: NDArray[np.float64],
-        batch: list[int],
-        pieces: Sequence[Piece],
-        centres: Sequence[NDArray[np.int64]],
-    ) -> None:
-        """Write the features of one batch of pieces, block by block, into their places."""
-        from dlpr.descriptors.native import compute_blocks
-
-        offset = np.cumsum([0, *(len(pieces[index].species) for index in batch)])
-        atom = np.concatenate([o + centres[index] for o, index in zip(offset, batch, strict=False)])
-        row = np.full(offset[-1], -1)
-        row[atom] = np.arange(atom.size)
-        n_rows = np.zeros(atom.size, dtype=np.int64)
-        for key, samples, values in compute_blocks(
-            self._parameters,
-            [make_periodic(pieces[index], self.cutoff) for index in batch],
-            self._properties,
-        ):
-            target = row[offset[samples[:, 0]] + samples[:, 1]]
-            features[target, self._place[key[1:]]] = values
-            if len(set(key)) == 1:  # every atom counts as a neighbour of its own species
-                n_rows[target] += 1
-        if not (n_rows == 1).all():
-            raise InputError(
-                f"featomic returned {n_rows.sum()} rows for {atom.size} centres in"
-                f" {len(batch)} structure(s). Check their species."
-            )
-        features *= self.columns["weight"]
-        lost = np.flatnonzero(~np.isfinite(features).all(axis=1))
-        if lost.size:
-            where = int(np.searchsorted(offset, atom[lost[0]], side="right")) - 1
-            raise InputError(
-                f"the features of atom {atom[lost[0]] - offset[where]} of structure {batch[where]}"
-                f" of this call are not finite, as are those of {lost.size} atom(s) in all."
-                " Check the distances between atoms."
-            )
-
 
 def _centres(piece: Piece) -> NDArray[np.int64]:
     return np.arange(len(piece.species)) if piece.centre is None else piece.centre
 
 
 def _batches(pieces: Sequence[Piece], centres: Sequence[NDArray[np.int64]]) -> Iterator[list[int]]:
-    """Group pieces with centres, in order, into calls of at most BATCH atoms or one piece."""
+    """Group pieces with centres, in order, into batches of at most BATCH atoms or one piece."""
     batch: list[int] = []
     n_atoms = 0
     for index, piece in enumerate(pieces):

@@ -48,7 +48,7 @@ def test_expand_gives_featomics_full_layout():
     full, _ = featomic_full(PIECES, SPECIES)
     expanded = SOAP.expand(SOAP.compute(PIECES))
     assert np.ptp(full) > 0.1
-    np.testing.assert_allclose(expanded, full, rtol=4e-16, atol=0)
+    np.testing.assert_allclose(expanded, full, rtol=0, atol=1e-14)
 
 
 def test_kernel_equals_that_of_the_full_layout():
@@ -175,7 +175,7 @@ def moved(atom, value):
         (broken(species=np.array([6, 6, 14, 6, 6, 6], np.uint8)), "atom 2 of structure 1 .* 14,"),
         (broken(position=moved(3, np.nan)), "position of atom 3 of structure 1 .* not finite"),
         (broken(cell=np.full((3, 3), np.inf)), "cell of structure 1 .* not finite"),
-        (broken(cell=np.zeros((3, 3))), "span a volume of 0"),
+        (broken(cell=np.zeros((3, 3))), "span no volume"),
         (broken(centre=np.array([0, 6])), "2 different ones, 1 in range"),
         (broken(centre=np.array([-1, 1])), "2 different ones, 1 in range"),
         (broken(centre=np.array([2, 2])), "1 different ones, 2 in range"),
@@ -186,32 +186,15 @@ def test_what_featomic_would_accept_is_refused(pieces, message):
         SOAP.compute(pieces)
 
 
-def test_rows_that_featomic_loses_are_noticed(monkeypatch):
-    from dlpr.descriptors import native
-
-    original = native.compute_blocks
-
-    def lossy(*args):
-        for key, samples, values in original(*args):
-            yield key, samples[1:], values[1:]
-
-    monkeypatch.setattr(native, "compute_blocks", lossy)
-    with pytest.raises(InputError, match=r"returned 4 rows for 5 centres"):
-        SOAP.compute([PIECES[1]])
-
-
-def test_features_that_are_not_finite_are_located(monkeypatch):
-    from dlpr.descriptors import native
-
-    original = native.compute_blocks
-
-    def spoilt(*args):
-        for key, samples, values in original(*args):
-            yield key, samples, np.where((samples == [1, 4]).all(1)[:, None], np.inf, values)
-
-    monkeypatch.setattr(native, "compute_blocks", spoilt)
+def test_features_that_are_not_finite_are_located():
+    position = PIECES[1].position.copy()
+    position[4] = position[1] + PIECES[1].cell[0]
+    pieces = [PIECES[0], replace(PIECES[0], centre=np.array([], int))]
+    with pytest.raises(InputError, match=r"features of atom 1 of structure 2 .* of 2 atom"):
+        SOAP.compute([*pieces, replace(PIECES[1], position=position)])
+    chosen = replace(PIECES[1], position=position, centre=np.array([3, 4, 0]))
     with pytest.raises(InputError, match=r"features of atom 4 of structure 2 .* of 1 atom"):
-        SOAP.compute([PIECES[0], replace(PIECES[0], centre=np.array([], int)), PIECES[1]])
+        SOAP.compute([*pieces, chosen])
 
 
 @pytest.mark.parametrize("species", [[], [0, 6], [6, 119]])
@@ -220,7 +203,7 @@ def test_species_must_be_atomic_numbers(species):
         Soap(HYPERS, species)
 
 
-def test_pickling_takes_the_settings_along_and_not_the_calculator():
+def test_pickling_takes_the_settings_along_and_not_the_tables():
     soap = Soap(HYPERS, SPECIES)
     features = soap.compute(PIECES)
     data = pickle.dumps(soap)
@@ -240,13 +223,7 @@ def test_pickling_takes_the_settings_along_and_not_the_calculator():
     np.testing.assert_array_equal(np.frombuffer(done.stdout).reshape(features.shape), features)
 
 
-def test_threads_do_not_share_a_calculator():
-    from dlpr.descriptors import native
-
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(native._calculator, SOAP._parameters).result()
-    assert other is not native._calculator(SOAP._parameters)
-    assert native._calculator(SOAP._parameters) is native._calculator(SOAP._parameters)
+def test_threads_do_not_disturb_each_other():
     expected = [SOAP.compute([piece]) for piece in PIECES]
     with ThreadPoolExecutor(3) as pool:
         for features, first in zip(
@@ -279,7 +256,7 @@ n_pieces, n_atoms, max_angular, calls = map(int, sys.argv[1:])
 hypers = {**HYPERS, "basis": {**HYPERS["basis"], "max_angular": max_angular}}
 soap = Soap(hypers, [1, 6])
 pieces = [random_piece(n_atoms, [1, 6], i, density=0.1) for i in range(n_pieces)]
-soap.compute(pieces[:1] if n_pieces > 1 else [random_piece(8, [1, 6], 0)])
+soap.compute([random_piece(8, [1, 6], 0)])
 if calls > 1:
     for _ in range(10):
         soap.compute(pieces)
@@ -312,7 +289,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 @needs_proc
-@pytest.mark.parametrize(("n_pieces", "n_atoms"), [(60, 50), (1, 3000)])
+@pytest.mark.parametrize(("n_pieces", "n_atoms"), [(300, 50), (1, 12000)])
 def test_memory_stays_within_the_promise(n_pieces, n_atoms):
     used, promised, returned = map(int, run_alone(MEMORY, n_pieces, n_atoms, 8, 1).stdout.split())
     assert returned < used <= promised < 4 * used
@@ -321,4 +298,4 @@ def test_memory_stays_within_the_promise(n_pieces, n_atoms):
 @needs_proc
 def test_calls_leave_no_memory_behind():
     growth, _, _ = map(int, run_alone(MEMORY, 20, 50, 1, 240).stdout.split())
-    assert growth < 4 * 2**20  # 1 MB as it is, 14 MB where labels stay
+    assert growth < 4 * 2**20
