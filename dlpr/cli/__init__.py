@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "dlpr.cli.folder",
     "export": "dlpr.cli.export",
     "demo": "dlpr.cli.demo",
+    "bench": "dlpr.cli.bench",
 }
 """Where each command lives; it is imported when it is called."""
 
