@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.linalg.lapack import dtpmqrt, dtpqrt
 
 from dlpr.core.folds import QR_PANEL, Triangle
 from dlpr.core.rows import FloatArray, square_norm
+from dlpr.core.substitution import Substitution
 
 EPS = float(np.finfo(np.float64).eps)
 SPAN_RTOL = float(np.sqrt(EPS))
@@ -50,6 +52,11 @@ class TriangularFactor:
     triangle: FloatArray
     """(n_columns, n_columns) R, upper triangular, Fortran order"""
 
+    @cached_property
+    def _substitution(self) -> Substitution:
+        """R once more, in pieces: n_columns^2/2 numbers, made when first needed."""
+        return Substitution(self.triangle)
+
     def rigidity(self, rows: FloatArray) -> FloatArray:
         """Return ``1/|R^-T g|^2`` of each row.
 
@@ -62,15 +69,7 @@ class TriangularFactor:
         -------
         (n,) float64
         """
-        variance = np.zeros(len(rows))
-        buffer = np.empty((min(SOLVE_ROWS, len(rows)), len(self.triangle)))
-        for start in range(0, len(rows) if buffer.size else 0, SOLVE_ROWS):
-            stop = min(start + SOLVE_ROWS, len(rows))
-            columns = buffer[: stop - start]
-            columns[:] = rows[start:stop]
-            solved = dtrsm(1.0, self.triangle, columns.T, trans_a=1, overwrite_b=1)
-            variance[start:stop] = square_norm(solved.T)
-        return reciprocal(variance)
+        return reciprocal(self._substitution.square_norm(rows))
 
     def product(self, vectors: FloatArray) -> FloatArray:
         """``H v`` of (n_columns, k) vectors."""

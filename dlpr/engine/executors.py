@@ -126,9 +126,11 @@ class DaskExecutor:
                         waiting[future] = queue.popleft()
                         completed.add(future)
                     future = next(completed)
+                    task = waiting.pop(future)
                     error = future.exception() if future.status == "error" else None
-                    receipt = future.result() if error is None else None
-                task = waiting.pop(future)
+                    receipt = None
+                    if error is None:  # the disk is nearer than the worker
+                        receipt = folder.receipt(task) or future.result()
                 if receipt is not None:
                     yield receipt
                 elif isinstance(error, KilledWorker):

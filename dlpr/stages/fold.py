@@ -21,9 +21,9 @@ from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
 
 FOLDS: dict[str, type[Gram] | type[Triangle]] = {"hessian": Gram, "triangle": Triangle}
-TASK_FLOPS = 1.5e11
-"""Work N D^2 of one task: a few seconds of a core."""
-FEWEST_ROWS = 2
+TASK_FLOPS = 5e10
+"""Work N D^2 of one task: a second of a core."""
+FEWEST_ROWS = 3
 """Rows of a task at least, over the number of columns: a partial costs as much as one row each."""
 
 
