@@ -85,7 +85,8 @@ class Substitution:
         n_rows = len(rows)
         n_parts = max(1, -(-n_rows // PART_ROWS))
         height = -(-n_rows // n_parts)
-        work = np.zeros((height | 8, self.n_columns), order="F")
+        work = np.empty((height | 8, self.n_columns), order="F")
+        work[height:] = 0.0
         norm = np.zeros(n_rows)
         for start in range(0, n_rows, height or 1):
             part = norm[start : start + height]

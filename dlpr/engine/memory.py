@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlpr.core.rows import Layout
+from dlpr.core.substitution import PART_ROWS
 from dlpr.descriptors import Descriptor
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
@@ -128,14 +129,15 @@ class FactorSize:
 
     @property
     def nbytes(self) -> int:
-        """The factor as a worker maps it: all of it, or two tiles."""
+        """The factor as a worker maps it and takes it to pieces: all of it, or two tiles."""
         n_columns = self.layout.n_columns
         if self.form == "tiles":
             return 2 * 8 * min(self.tile_columns, n_columns) ** 2
         blocks = self.layout.n_blocks if self.layout.n_blocks > 1 else 0
         if self.form == "rows":
             return 8 * (1 + blocks) * n_columns * min(self.n_rows, n_columns)
-        return 8 * (n_columns**2 + (sum(w**2 for w in self.layout.widths) if blocks else 0))
+        triangles = n_columns**2 + (sum(w**2 for w in self.layout.widths) if blocks else 0)
+        return 12 * triangles + 8 * PART_ROWS * n_columns
 
     @property
     def on_disk_nbytes(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from stages_cases import MODEL, finished, frame, numerics, rows_of, structures_of
 
@@ -22,6 +22,8 @@ from dlpr.store.folder import KEYS, StageFolder
 SOME = settings(
     deadline=None,
     max_examples=25,
+    derandomize=True,
+    phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 FRAMES = st.lists(st.tuples(st.integers(1, 12), st.sampled_from("abc")), min_size=1, max_size=12)
