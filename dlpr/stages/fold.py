@@ -70,8 +70,6 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
     return StageFolder.create(work, stage, settings, {"rows": rows}, tasks)
 
 
-
-
 def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_columns: int) -> str:
     """What a factor is made of: "rows", the "whole" Hessian, or "tiles" of it.
 

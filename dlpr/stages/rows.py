@@ -58,7 +58,9 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         arrays[f"sums_{k}"] = sums[own]
         arrays[f"count_{k}"] = count[own]
         arrays[f"energy_{k}"] = energy[own]
-    facts = {"groups": groups, "square": square, "n_environments": stop - start}
+    begin, end = int(store.structure_offset[first]), int(store.structure_offset[last + 1])
+    facts: Json = {"groups": groups, "square": square, "n_environments": stop - start}
+    facts |= {"n_atoms_before": start - begin, "n_atoms_after": end - stop}
     return folder.write_part(task, arrays), facts
 
 
@@ -168,9 +170,9 @@ class RowStore:
         at = int(self._edges[task])
         return int(self.structures.structure_of(at, at + 1)[0])
 
-    def contents(self, run: Run) -> list[str]:
-        """Digests of the parts that a run reads."""
-        return self._content[run.begin : run.stop]
+    def contents(self, run: Run) -> list[object]:
+        """All that decides what `read` gives for a run, as JSON."""
+        return [run.start - run.begin, *self._content[run.begin : run.stop]]
 
     def read(self, run: Run) -> Iterator[Sums]:
         """The structures of a run; one that is cut between tasks is put together in their order."""
