@@ -32,7 +32,7 @@ def inverted(triangle: Array) -> list[bool]:
     return [s.inverted for s in Substitution(triangle).steps if isinstance(s, Leaf)]
 
 
-def steep_triangle(kind: str, decades: int, n_columns: int = 500) -> tuple[Array, Array]:
+def steep_triangle(kind: str, decades: int, n_columns: int = 260) -> tuple[Array, Array]:
     """R of cond(H) = 10^decades, and rows in and out of the data."""
     rng = np.random.default_rng(decades)
     data = steep_rows(n_columns, n_columns, decades / 2, seed=decades)
@@ -69,11 +69,11 @@ def test_ill_conditioned_triangle_is_not_inverted(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(substitution, "GROWTH", np.inf)
     careless, _ = errors(triangle, rows)
     assert careless >= 100 * blas
-    assert inverted(triangle) == [True, True]
+    assert all(inverted(triangle))
 
 
 def test_narrow_triangles_beyond_the_limit_are_substituted() -> None:
-    """cond(H) near 1e24, of which a product with the inverse would keep nothing."""
+    """``|D| |D^-1|`` is near 1e7."""
     triangle = np.asfortranarray(np.eye(24) - np.triu(np.ones((24, 24)), 1))
     assert inverted(triangle) == [False]
     here, blas = errors(triangle, np.eye(24)[:3])

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def removed(folder: Path) -> int:
 
 
 def renamed(folder: Path) -> int:
-    (folder / NAMES[3]).rename(folder / "train_35.xyz")
+    (folder / NAMES[1]).rename(folder / "train_15.xyz")
     return 1
 
 
@@ -255,24 +255,28 @@ def test_sets_that_share_frames_share_features(bench: Path) -> None:
     assert_same_bits(bench / "fresh", output)
 
 
+class Killed(Exception):
+    """Raised in the middle of a run."""
+
+
 def test_a_set_that_grows_again_and_again(bench: Path) -> None:
     """Folders of many plans side by side, some of them unfinished: the bits are those of one."""
     output = finished(bench)
     for number, change in enumerate(CHANGES.values()):
         change(bench)
-        left = [3 * number]
+        left = [4 * number + 2]
 
         def die(event: Event, left: list[int] = left) -> None:
             left[0] -= event.kind == "task"
             if not left[0]:
-                raise KeyboardInterrupt
+                raise Killed
 
-        with pytest.raises(KeyboardInterrupt) if number else nullcontext():
+        with suppress(Killed):
             run(job_in(bench, output.name), die)
     found = run(job_in(bench, output.name))
     run(job_in(bench, "fresh"))
     assert_same_bits(bench / "fresh", output)
-    assert found.tasks["features of train"] < found.used["features of train"].n_tasks / 2
+    assert found.tasks.get("features of train", 0) < found.used["features of train"].n_tasks / 2
 
 
 def test_data_that_shrink_back_cost_nothing_but_the_reading(bench: Path, pristine: Path) -> None:
@@ -393,7 +397,7 @@ def test_a_folder_that_is_removed_while_it_is_adopted_from_is_no_error(
     def vanish(source: Path, target: Path) -> None:
         folder = next(path for path in Path(source).parents if path.parent.name == "work")
         stage = folder.name.partition("-")[0]
-        if stage in left:
+        if stage in left and "parts" in Path(source).parts:  # a claim is a link as well
             if not left[stage]:
                 shutil.rmtree(folder)
             left[stage] -= 1
