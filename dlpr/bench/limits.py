@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+import ase
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from dlpr.bench.peers import FeatomicAlone
 from dlpr.core.blas import blas_threads
 from dlpr.core.factorize import factorize
 from dlpr.core.folds import Gram
+from dlpr.descriptors import Soap
+from dlpr.structures.frames import Piece
 
 FloatArray = NDArray[np.float64]
 BLOCK_ROWS = 4096
@@ -39,7 +42,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         yield _copy(threads, bench.sizes.repeats)
         yield _checksum(threads, bench.sizes.repeats)
     yield from _disk(bench.scratch, bench.sizes.repeats)
-    yield from _featomic(bench)
+    yield from _features(bench)
 
 
 def _rate(name: str, unit: str, amount: float, seconds: list[float], **size: object) -> Row:
@@ -129,8 +132,8 @@ def _disk(scratch: Path, repeats: int) -> Iterator[Row]:
     path.unlink()
 
 
-def _featomic(bench: Bench) -> Iterator[Row]:
-    """Milliseconds of all cores per environment."""
+def _features(bench: Bench) -> Iterator[Row]:
+    """Milliseconds per environment: of all cores with featomic alone, of one with dlpr."""
     frames = small_frames(bench.sizes.frames)
     for max_angular, max_radial in ((6, 5), (12, 9)):
         basis = {**SOAP["basis"], "max_angular": max_angular}
@@ -141,3 +144,12 @@ def _featomic(bench: Bench) -> Iterator[Row]:
         size = {"columns": n_columns, "threads": n_cores()}
         value = 1e3 * median(seconds) / (SMALL * len(frames))
         yield Row("featomic alone", value, "ms/environment", size, samples={"seconds": seconds})
+        calculator, pieces = Soap({**SOAP, "basis": basis}, [6]), [_piece(one) for one in frames]
+        seconds = sample(lambda c=calculator, p=pieces: c.compute(p), bench.sizes.repeats)  # type: ignore[misc]
+        value = 1e3 * median(seconds) / (SMALL * len(frames))
+        size = {"columns": n_columns, "threads": 1}
+        yield Row("SOAP", value, "ms/environment", size, samples={"seconds": seconds})
+
+
+def _piece(atoms: ase.Atoms) -> Piece:
+    return Piece(atoms.positions, atoms.numbers.astype(np.uint8), np.array(atoms.cell), atoms.pbc)

@@ -46,10 +46,10 @@ class Constants:
     Attributes
     ----------
     fold, solve : float
-        Operations per second of dsyrk and dtrsm.
+        Operations per second of dsyrk and dtrmm.
     factorization : float
         Seconds over D^3.
-    featomic : tuple of float
+    soap : tuple of float
         Seconds of an environment: a constant, and for each column.
     disk, cache : float
         Bytes per second that one worker reads or writes, and that it reads from the page cache.
@@ -64,7 +64,7 @@ class Constants:
     fold: float
     solve: float
     factorization: float
-    featomic: tuple[float, float]
+    soap: tuple[float, float]
     disk: float
     cache: float
     handed_out: float
@@ -76,15 +76,15 @@ class Constants:
         """Those that were measured, of the largest D and the most workers."""
         largest = bench.rows("factorize")[-1]
         assert largest.value is not None
-        alone = bench.rows("featomic alone")
-        columns = [float(row.size["columns"]) for row in alone]
-        seconds = [1e-3 * (row.value or 0.0) * row.size["threads"] for row in alone]
+        measured = bench.rows("SOAP")
+        columns = [float(row.size["columns"]) for row in measured]
+        seconds = [1e-3 * (row.value or 0.0) for row in measured]
         slope, constant = np.polyfit(columns, seconds, 1)
         return cls(
             fold=1e9 * bench.value("dsyrk", threads=1),
-            solve=1e9 * bench.value("dtrsm", threads=1),
+            solve=1e9 * bench.value("dtrmm", threads=1),
             factorization=largest.value / largest.size["columns"] ** 3,
-            featomic=(max(0.0, float(constant)), max(0.0, float(slope))),
+            soap=(max(0.0, float(constant)), max(0.0, float(slope))),
             disk=1e9 * min(bench.value("disk read"), bench.value("disk write")),
             cache=1e9 * bench.value("page cache read"),
             handed_out=1e-3 * bench.value("client and scheduler"),
@@ -151,7 +151,7 @@ def stage_costs(
     size = numerics.task_environments or default_task(default_block(d))
     tiles, depth = tiling(d, numerics), most_partials(work, numerics)
     n_atoms = work.n_train + work.n_environments
-    featomic = constants.featomic[0] + constants.featomic[1] * d
+    features = constants.soap[0] + constants.soap[1] * d
     solve = square / constants.solve / EFFICIENCY
     if tiles.n_tiles > 1:  # the factor is read anew for so many environments
         solve += 4.0 * square / TILED_ROWS / constants.cache
@@ -166,13 +166,13 @@ def stage_costs(
     results = RESULT_NBYTES * work.n_environments
     return [
         stage("structures", ceil(n_atoms / TASK_ATOMS), n_atoms / PARSED_ATOMS, 120.0 * n_atoms),
-        stage("rows", n_train_tasks, work.n_train * featomic, rows_nbytes),
+        stage("rows", n_train_tasks, work.n_train * features, rows_nbytes),
         stage("folds", depth * len(tiles.pairs()), fold, reading),
         *_factor(tiles, depth, constants),
         stage(
             "rigidity",
             n_tasks,
-            work.n_environments * (featomic + solve),
+            work.n_environments * (features + solve),
             results + 4.0 * square * min(n_workers, n_tasks),
         ),
         stage("result", 1, 2 * results / constants.disk, 0.0),

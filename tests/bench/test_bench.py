@@ -28,7 +28,7 @@ CONSTANTS = scaling.Constants(
     fold=1e10,
     solve=1e10,
     factorization=1e-10,
-    featomic=(1e-4, 1e-7),
+    soap=(1e-4, 1e-7),
     disk=1e9,
     cache=1e10,
     handed_out=1e-3,
@@ -91,7 +91,7 @@ def test_more_workers_are_never_slower_and_more_columns_never_quicker() -> None:
     ]
     assert (np.diff(hours, axis=1) < 0).all()
     assert (np.diff(hours, axis=0) > 0).all()
-    assert hours[0][0] > 1e8 * CONSTANTS.featomic[0]
+    assert hours[0][0] > 1e8 * CONSTANTS.soap[0]
 
 
 def test_the_model_takes_what_was_measured() -> None:
@@ -100,16 +100,16 @@ def test_the_model_takes_what_was_measured() -> None:
 
     found = [
         *(row("dsyrk", 30.0, threads=1, columns=300), row("dsyrk", 50.0, threads=1, columns=2000)),
-        *(row("dsyrk", 90.0, threads=2, columns=2000), row("dtrsm", 40.0, threads=1)),
+        *(row("dsyrk", 90.0, threads=2, columns=2000), row("dtrmm", 40.0, threads=1)),
         row("factorize", 2.0, columns=1000),
-        row("featomic alone", 0.1, columns=100, threads=2),
-        row("featomic alone", 0.3, columns=300, threads=2),
+        row("SOAP", 0.2, columns=100, threads=1),
+        row("SOAP", 0.6, columns=300, threads=1),
         *(row("disk read", 2.0), row("disk write", 0.5), row("page cache read", 8.0)),
         *(row("client and scheduler", 3.0, workers=10), row("client and scheduler", 5.0)),
         *(row("worker's own", 2.0), row("receipt", 1.0), row("smallest run", 6.0)),
     ]
     made = scaling.Constants.of(Bench(QUICK, Path(), found))
-    assert made.featomic == pytest.approx((0.0, 2e-6), abs=1e-12)
+    assert made.soap == pytest.approx((0.0, 2e-6), abs=1e-12)
     assert (made.fold, made.solve, made.factorization) == (50e9, 40e9, pytest.approx(2e-9))
     assert (made.disk, made.handed_out, made.own) == (0.5e9, pytest.approx(5e-3), 3e-3)
 
@@ -187,7 +187,7 @@ def test_fabricated_rows_are_what_the_stages_hold(tmp_path: Path) -> None:
 def test_the_command_measures_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlpr.bench import limits
 
-    monkeypatch.setattr(limits, "_featomic", lambda bench: iter(()))
+    monkeypatch.setattr(limits, "_features", lambda bench: iter(()))
     options = ["--quick", "--only", "limits", "--columns", "32", "--output", str(tmp_path)]
     done = CliRunner().invoke(bench_command, options, catch_exceptions=False)
     assert done.exit_code == 0
