@@ -144,7 +144,8 @@ class StageFolder:
         folder = cls(work / f"{stage}-{digest(plan)[:_DIGEST_LENGTH]}")
         plan["places"] = {name: one.path.name for name, one in inputs.items()}
         recorded = read_json(folder.path / "plan.json")
-        if not dry and canonical_json(recorded) != canonical_json(plan):
+        is_new = canonical_json(recorded) != canonical_json(plan)
+        if not dry and (is_new or folder._keys() != keys):
             with explained(folder.path):
                 make_folder(folder.path / "receipts")
             write_json(folder.path / KEYS, {"keys": keys})
