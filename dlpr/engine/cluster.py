@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlpr.engine.memory import BASE_NBYTES
+from dlpr.errors import ClusterError
 
 ALLOWED_FAILURES = 20
 """Deaths of workers under one task before the run gives up: preemption is no fault of a task."""
@@ -59,7 +61,14 @@ def start_local(spec: LocalSpec, environment: dict[str, str]) -> tuple[Any, Any]
     Returns
     -------
     cluster, client
+
+    Raises
+    ------
+    ClusterError
+        If no worker process can be started.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)  # a worker that imports a script without a main guard
     import dask
     from distributed import Client, LocalCluster, system
 
@@ -84,9 +93,14 @@ def start_local(spec: LocalSpec, environment: dict[str, str]) -> tuple[Any, Any]
                 env={**environment, "RAYON_NUM_THREADS": str(spec.threads_per_worker)},
             )
         return cluster, Client(cluster, set_as_default=False)
-    except BaseException:
+    except BaseException as error:
         if cluster is not None:
             cluster.close()
+        if isinstance(error, RuntimeError):
+            raise ClusterError(
+                f"no worker process can be started ({error}). A script that calls dlpr is imported "
+                f"by its workers: put the call under `if __name__ == '__main__':`."
+            ) from error
         raise
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlpr.core.rows import Layout
-from dlpr.core.substitution import PART_ROWS
+from dlpr.core.substitution import LEAF, PART_ROWS
 from dlpr.descriptors import Descriptor
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
@@ -133,18 +133,21 @@ class FactorSize:
         n_columns = self.layout.n_columns
         if self.form == "tiles":
             return 2 * 8 * min(self.tile_columns, n_columns) ** 2
-        blocks = self.layout.n_blocks if self.layout.n_blocks > 1 else 0
         if self.form == "rows":
-            return 8 * (1 + blocks) * n_columns * min(self.n_rows, n_columns)
-        triangles = n_columns**2 + (sum(w**2 for w in self.layout.widths) if blocks else 0)
-        return 12 * triangles + 8 * PART_ROWS * n_columns
+            return self.on_disk_nbytes
+        pieces = self.on_disk_nbytes // 2 + 8 * (LEAF // 2) * n_columns
+        return self.on_disk_nbytes + pieces + 8 * PART_ROWS * n_columns
 
     @property
     def on_disk_nbytes(self) -> int:
         """All of the factor: in tiles, once for every block that comes last."""
+        n_columns, widths = self.layout.n_columns, self.layout.widths
         if self.form == "tiles":
-            return 4 * self.layout.n_blocks * self.layout.n_columns**2
-        return self.nbytes
+            return 4 * len(widths) * n_columns**2
+        blocks = widths if len(widths) > 1 else ()
+        if self.form == "rows":
+            return 8 * (1 + len(blocks)) * n_columns * min(self.n_rows, n_columns)
+        return 8 * (n_columns**2 + sum(width**2 for width in blocks))
 
     @property
     def factorize_nbytes(self) -> int:
@@ -154,7 +157,7 @@ class FactorSize:
             return 5 * 8 * self.tile_columns**2 + 64 * MIB
         if self.form == "rows":
             return self.nbytes + 4 * 8 * n_columns * self.n_rows + ROWS_NBYTES + 64 * MIB
-        return 2 * self.nbytes + 4 * 8 * n_columns**2 + 64 * MIB
+        return 2 * self.on_disk_nbytes + 4 * 8 * n_columns**2 + 64 * MIB
 
     @property
     def solve_rows(self) -> int:

@@ -151,7 +151,7 @@ def clean(output: Path) -> tuple[list[str], int]:
         removed, nbytes = [], 0
         for folder in folders(output / "work"):
             if folder.name not in live:
-                nbytes += disk_usage(folder.path)[0]
+                nbytes += _freed_nbytes(folder.path)
                 shutil.rmtree(folder.path)
                 removed.append(folder.name)
         for partial in [*output.glob("*.partial"), *(output / "work").rglob("*.partial")]:
@@ -166,6 +166,12 @@ def _is_held(claim: Path) -> bool:
     lease = Lease(claim)
     owner = lease.owner()
     return owner is not None and lease.is_alive(owner) is not False
+
+
+def _freed_nbytes(path: Path) -> int:
+    """Bytes of files that no other stage has as well."""
+    states = (entry.lstat() for entry in path.rglob("*"))
+    return sum(state.st_size for state in states if state.st_nlink == 1)
 
 
 def disk_usage(path: Path) -> tuple[int, int]:
