@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlpr.api import featurize, hessian, ingest, rigidity, run, work
+    from dlpr.clusters.connect import connect
     from dlpr.core.inmemory import (
         componentwise_prediction_rigidity,
         local_prediction_rigidity,
@@ -31,6 +32,7 @@ __all__ = [
     "Rigidities",
     "Structures",
     "componentwise_prediction_rigidity",
+    "connect",
     "export",
     "featurize",
     "hessian",
@@ -45,6 +47,7 @@ __version__ = _version("dlpr")
 
 _PLACES = {
     "DlprError": "dlpr.errors",
+    "connect": "dlpr.clusters.connect",
     "export": "dlpr.exports",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
     **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlpr.engine.cluster import LocalSpec
+from dlpr.clusters import starter
+from dlpr.engine.dask_executor import DaskExecutor
+from dlpr.engine.estimate import check_lifetime
 from dlpr.engine.events import Listener
-from dlpr.engine.executors import DaskExecutor, EmbeddedExecutor, Executor, WorkExecutor
+from dlpr.engine.executors import ClusterExecutor, Executor, WorkExecutor
 from dlpr.engine.output import planned_kernel, read_job, write_job
 from dlpr.engine.pipeline import Pipeline, check_job
+from dlpr.engine.starter import Running
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
 from dlpr.job import Job, load_job
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
 JobLike = Job | Mapping[str, Any] | str | os.PathLike[str]
 
 
-def open_job(job: JobLike, output: str | os.PathLike[str] | None = None) -> Job:
-    """A job from a file, a mapping or a `Job`, its output folder replaced where one is given.
+def open_job(
+    job: JobLike, output: str | os.PathLike[str] | None = None, cluster: str | None = None
+) -> Job:
+    """A job from a file, a mapping or a `Job`, its output folder and cluster replaced if given.
 
     Raises
     ------
@@ -35,9 +40,13 @@ def open_job(job: JobLike, output: str | os.PathLike[str] | None = None) -> Job:
         job = Job.from_dict(job)
     elif not isinstance(job, Job):
         job = load_job(job)
+    other: dict[str, Any] = {}
     if output is not None:
-        base = job.base
-        job = Job.from_dict({**job.resolved(), "output": str(Path(output).absolute())}, base=base)
+        other["output"] = str(Path(output).absolute())
+    if cluster is not None:
+        other["cluster"] = {"attach": cluster}
+    if other:
+        job = Job.from_dict({**job.resolved(), **other}, base=job.base)
     check_job(job)
     return job
 
@@ -47,6 +56,7 @@ def pipeline(
     job: JobLike,
     *,
     client: Client | None = None,
+    cluster: str | None = None,
     output: str | os.PathLike[str] | None = None,
     listeners: tuple[Listener, ...] = (),
 ) -> Iterator[Pipeline]:
@@ -56,31 +66,33 @@ def pipeline(
     ----------
     job : Job, mapping, or path of a job file
     client : distributed.Client, optional
-        Whose workers see the same file system. Without one, a cluster is started on this machine as
-        the job's section ``cluster`` says, if there is anything to do.
+        Whose workers see the same file system. Without one, a cluster is started, or attached to,
+        as the job's section ``cluster`` says, if there is anything to do.
+    cluster : str, optional
+        Name of a running cluster of ``dlpr cluster start``, in place of the job's section.
     output : path, optional
         In place of the job's own.
     listeners : tuple of callable
         Told of every `dlpr.engine.events.Event`.
     """
-    job = open_job(job, output)
+    job = open_job(job, output, cluster)
     folder = job.path(job.output)
-    kernel = planned_kernel(folder)
-    executor: Executor = DaskExecutor(client) if client is not None else _embedded(job, kernel)
+    begin = starter(job.cluster, job.base)
+    kernel = planned_kernel(folder, None if client is not None else begin.kernel)
+    executor: Executor
+    if client is not None:
+        executor = DaskExecutor(Running(client, lambda: None))
+    else:
+        executor = ClusterExecutor(begin, kernel)
     workspace = Workspace(folder, executor, *listeners)
     try:
         with workspace.owned():
             write_job(workspace.output, job)
-            yield Pipeline(job, workspace, kernel)
+            steps = Pipeline(job, workspace, kernel)
+            check_lifetime(steps, None if client is not None else begin.size)
+            yield steps
     finally:
         executor.close()
-
-
-def _embedded(job: Job, kernel: str) -> EmbeddedExecutor:
-    local = job.cluster.spec
-    scratch = job.path(local.scratch) if local.scratch is not None else None
-    spec = LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker, scratch)
-    return EmbeddedExecutor(spec, kernel)
 
 
 def ingest(job: JobLike, name: str = "train", **options: Any) -> Structures:
@@ -92,7 +104,7 @@ def ingest(job: JobLike, name: str = "train", **options: Any) -> Structures:
     name : str
         "train" or a test set of the job.
     **options
-        ``client``, ``output``, ``listeners`` of `pipeline`.
+        ``client``, ``cluster``, ``output``, ``listeners`` of `pipeline`.
 
     Returns
     -------

@@ -64,3 +64,9 @@ class NumericsError(DlprError):
     """A matrix that cannot be factorized as asked."""
 
     exit_code = 7
+
+
+class StoppedError(DlprError):
+    """The run was asked to leave before its end."""
+
+    exit_code = 75

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them, and the units of structure files in Å and eV."""
+"""Sizes and times as people write them, and the units of structure files in Å and eV."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 _DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 _BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "PIB": 2**50}
 _BYTES = {"": 1, **_DECIMAL, **_BINARY}
+_SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*")
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+|[0-9]+\.)(?:[eE]([+]?[0-9]+))?\s*([A-Za-z]*)\s*")
 
 _AVOGADRO_E = 6.02214076e23 * 1.602176634e-19  # eV per particle -> J/mol, exact since 2019
@@ -68,3 +70,17 @@ def format_bytes(n_bytes: float) -> str:
         if abs(size) < 1023.95 or unit == "PiB":
             break
     return f"{size:.1f} {unit}"
+
+
+def parse_seconds(value: object) -> int:
+    """Whole seconds meant by ``value``: a number, or text such as ``"90"``, ``"30min"``, ``"2 h"``.
+
+    Raises
+    ------
+    ValueError
+        If it is not a time of at least 0 in s, min, h or d.
+    """
+    match = _TIME.fullmatch(str(value))
+    if isinstance(value, bool) or match is None or match[2] not in _SECONDS:
+        raise ValueError(f"found {value!r}; needs a time such as 90, 30min or 2h")
+    return round(float(match[1]) * _SECONDS[match[2]])

@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from dlpr.errors import JobError
-from dlpr.job import Job, Local, SetSpec, Units, load_job
+from dlpr.job import Job, SetSpec, Units, load_job
+from dlpr.job.cluster import Local
 from dlpr.units import ENERGY_UNITS, LENGTH_UNITS
 
 EXAMPLE = """\

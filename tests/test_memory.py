@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dlpr.api import open_job
+from dlpr.clusters.local import LocalStarter
 from dlpr.engine import memory
-from dlpr.engine.cluster import LocalSpec
-from dlpr.engine.executors import EmbeddedExecutor
+from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
 
@@ -51,7 +51,7 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
         "descriptor": {"soap": SOAP},
         "model": {"linear": {"regularizer": 1e-6}},
     }
-    executor = EmbeddedExecutor(LocalSpec(1, 1, 4 << 30))
+    executor = ClusterExecutor(LocalStarter(1, 1, 4 << 30))
     workspace = Workspace(tmp_path / "out", executor)
     try:
         Pipeline(open_job(job), workspace).result()

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from dlpr import descriptors
 from dlpr.api import pipeline
 from dlpr.bench.measure import n_cores, timed
+from dlpr.clusters import starter
+from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
@@ -116,20 +118,11 @@ def fabricated_job(folder: Path, n_columns: int, **settings: Any) -> Job:
 @contextmanager
 def warm_pipeline(job: Job) -> Iterator[Pipeline]:
     """A job's pipeline on workers of its own that know `Waves`, one for each core."""
-    from distributed import Client, LocalCluster
-
-    from dlpr.engine.cluster import LocalSpec, start_local
-
     register()
-    local = job.cluster.spec
-    spec = LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker)
-    cluster: LocalCluster
-    client: Client
-    cluster, client = start_local(spec, {})
+    running = starter(job.cluster, job.base).start(blas_kernel())
     try:
-        client.run(register)
-        with pipeline(job, client=client) as steps:
+        running.client.run(register)
+        with pipeline(job, client=running.client) as steps:
             yield steps
     finally:
-        client.close()
-        cluster.close()
+        running.close()

@@ -24,8 +24,9 @@ import psutil
 
 from dlpr.bench.frames import SMALL, carbon_job, write_carbon
 from dlpr.bench.measure import Bench, Json, Row, n_cores, timed
-from dlpr.engine.cluster import DASK_CONFIG
-from dlpr.engine.executors import DaskExecutor
+from dlpr.clusters.config import DASK_CONFIG
+from dlpr.engine.dask_executor import DaskExecutor
+from dlpr.engine.starter import Running
 from dlpr.stages import tasks
 from dlpr.store.folder import StageFolder
 
@@ -83,7 +84,8 @@ class Simulated:
 
     def run(self, folder: StageFolder) -> Spent:
         """Do all tasks of a stage."""
-        return self._watch(lambda: deque(self.executor.run(folder, range(folder.n_tasks), 1), 0))
+        tasks = range(folder.n_tasks)
+        return self._watch(lambda: deque(self.executor.run(folder, tasks, 1), 0))
 
     def idle(self) -> Spent:
         """Do nothing for a while."""
@@ -126,7 +128,7 @@ def simulated_cluster(n_workers: int) -> Iterator[Simulated]:
         process.start()
         with Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(n_workers, timeout=_PATIENCE)
-            yield Simulated(DaskExecutor(client), process)
+            yield Simulated(DaskExecutor(Running(client, lambda: None)), process)
     finally:
         process.terminate()
         process.join()

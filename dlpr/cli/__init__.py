@@ -23,6 +23,7 @@ COMMANDS = {
     "clean": "dlpr.cli.folder",
     "info": "dlpr.cli.folder",
     "export": "dlpr.cli.export",
+    "cluster": "dlpr.cli.cluster",
     "demo": "dlpr.cli.demo",
     "bench": "dlpr.cli.bench",
 }

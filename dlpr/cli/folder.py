@@ -27,9 +27,10 @@ def work(folder: Path, rank: int | None) -> None:
     replace one another when one dies, and leave the same bytes as `dlpr run`.
     """
     from dlpr.api import worker
+    from dlpr.engine.stopping import soft_stops
 
     console = Console()
-    with ProgressLines(console) as lines:
+    with soft_stops(), ProgressLines(console) as lines:
         show_result(console, worker(folder, rank=rank, listeners=(lines,)))
 
 

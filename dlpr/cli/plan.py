@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dlpr.api import open_job
 from dlpr.cli.report import show
+from dlpr.clusters import starter
 from dlpr.engine import memory
 from dlpr.engine.estimate import Estimate, estimate, reused
 from dlpr.engine.executors import WorkExecutor
@@ -38,13 +39,17 @@ def show_plan(path: Path, output: Path | None) -> None:
         f"largest {size.largest_frame}"
         for name, size in found.sets.items()
     ]
-    spec = job.cluster.spec
+    size = starter(job.cluster, job.base).size
     worst = max(stage.task_nbytes for stage in found.stages)
-    at_once = memory.tasks_at_once(worst, spec.memory_per_worker, spec.threads_per_worker)
-    lines.append(
-        f"peak memory of a worker: at most {format_bytes(memory.BASE_NBYTES + at_once * worst)} "
-        f"({at_once} task(s) at once) of {format_bytes(spec.memory_per_worker)}"
-    )
+    if size is not None:
+        at_once = memory.tasks_at_once(worst, size.memory, size.threads)
+        peak = memory.BASE_NBYTES + at_once * worst
+        lines.append(
+            f"peak memory of a worker: at most {format_bytes(peak)} "
+            f"({at_once} task(s) at once) of {format_bytes(size.memory)}"
+        )
+    longest = found.longest_task
+    lines.append(f"longest task: about {longest.task_seconds:.0f} s, of {longest.stage}")
     lines.append(f"reused: {', '.join(before) or 'nothing'}")
     lines.append(f"the folder is ready: dlpr run {path}, or dlpr work {workspace.output}")
     for line in lines:

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dlpr.clusters import starter
 from dlpr.engine.events import Event
 from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
@@ -105,10 +106,10 @@ def solver_lines(facts: Json) -> list[str]:
 
 
 def thread_line(job: Job) -> str:
-    """How the cores of the embedded cluster are shared out."""
-    spec, numerics = job.cluster.spec, job.numerics
+    """How the cores of the workers are shared out."""
+    numerics, size = job.numerics, starter(job.cluster, job.base).size
+    tasks = f"{size.threads} tasks at once" if size else "as many tasks at once as it has threads"
     return (
-        f"threads: {spec.workers} workers of {spec.threads_per_worker} tasks at once; BLAS "
-        f"{numerics.blas_threads} a task ({numerics.factor_threads} in the factorization), "
-        f"Rayon {spec.threads_per_worker} a worker"
+        f"threads: a worker does {tasks}; BLAS {numerics.blas_threads} a task "
+        f"({numerics.factor_threads} in the factorization)"
     )

@@ -62,3 +62,11 @@ def same_libraries(kernel: str, other: str) -> bool:
     return [part.rsplit(" ", 1)[0] for part in kernel.split("; ")] == [
         part.rsplit(" ", 1)[0] for part in other.split("; ")
     ]
+
+
+def with_kernel(name: str, kernel: str) -> str:
+    """The name that `blas_kernel` gives where OpenBLAS takes another kernel."""
+    parts = [part.rsplit(" ", 1) for part in name.split("; ")]
+    return "; ".join(
+        f"{library} {kernel if library.startswith('openblas') else own}" for library, own in parts
+    )

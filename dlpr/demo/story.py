@@ -140,22 +140,18 @@ def shared_client(paths: dict[str, Path]) -> Iterator[Client | None]:
 
     Without a client, `dlpr.run` starts a cluster of its own if there is anything to do.
     """
-    from dlpr.core.blas import blas_kernel, kernel_environment
-    from dlpr.engine.cluster import LocalSpec, start_local
+    from dlpr.clusters import starter
+    from dlpr.core.blas import blas_kernel
 
     jobs = [load_job(path) for path in paths.values()]
     if all((job.path(job.output) / STORE / "zarr.json").exists() for job in jobs):
         yield None
         return
-    local = jobs[0].cluster.spec
-    scratch = None if local.scratch is None else jobs[0].path(local.scratch)
-    spec = LocalSpec(local.workers, local.threads_per_worker, local.memory_per_worker, scratch)
-    cluster, client = start_local(spec, kernel_environment(blas_kernel()))
+    running = starter(jobs[0].cluster, jobs[0].base).start(blas_kernel())
     try:
-        yield client
+        yield running.client
     finally:
-        client.close()
-        cluster.close()
+        running.close()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ import numpy as np
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
+from dlpr.engine.executors import Note
 from dlpr.engine.pipeline import Pipeline, default_block, default_task
+from dlpr.engine.starter import Size
 from dlpr.engine.workspace import Workspace
+from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
@@ -72,6 +75,11 @@ class StageEstimate:
     task_nbytes: int
     core_hours: float
 
+    @property
+    def task_seconds(self) -> float:
+        """What one of its tasks takes."""
+        return 3600 * self.core_hours / max(1, self.n_tasks)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -90,6 +98,11 @@ class Estimate:
     layout: Layout
     stages: list[StageEstimate]
     species: tuple[int, ...]
+
+    @property
+    def longest_task(self) -> StageEstimate:
+        """The stage whose tasks take longest."""
+        return max(self.stages, key=lambda stage: stage.task_seconds)
 
     @property
     def peak_nbytes(self) -> int:
@@ -282,6 +295,24 @@ def _rigidity(
     return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
+def check_lifetime(steps: Pipeline, size: Size | None) -> None:
+    """Refuse tasks that would outlive their workers: such a task begins anew for ever.
+
+    Raises
+    ------
+    ResourceError
+    """
+    if size is None or size.lifetime is None:
+        return
+    stage = estimate(steps).longest_task
+    if stage.task_seconds > size.lifetime:
+        raise ResourceError(
+            f"a task of {stage.stage} takes about {stage.task_seconds:.0f} s, and a worker lives "
+            f"{size.lifetime} s: it would never end. Give the jobs a longer `walltime`, or lower "
+            f"numerics.task_environments."
+        )
+
+
 class _Missing(Exception):
     """A stage has something to do."""
 
@@ -289,7 +320,9 @@ class _Missing(Exception):
 class _Idle:
     """An executor that does nothing, and says so."""
 
-    def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
+    def run(
+        self, folder: StageFolder, tasks: Sequence[int], nbytes: int, note: Note = print
+    ) -> Iterator[Receipt]:
         raise _Missing
 
     def require(self, nbytes: int) -> None:

@@ -41,12 +41,14 @@ def write_job(output: Path, job: Job) -> None:
         write_json(output / JOB, record)
 
 
-def planned_kernel(output: Path) -> str:
+def planned_kernel(output: Path, workers: str | None = None) -> str:
     """The BLAS kernel of a folder's plans: that of the process that made the first of them.
+
+    Or of the workers, where that is known and there was no plan.
 
     With other BLAS libraries than then it cannot be had any more, and plans are made anew.
     """
-    here = blas_kernel()
+    here = workers or blas_kernel()
     planned = (read_json(output / JOB) or {}).get("kernel")
     if isinstance(planned, str) and same_libraries(planned, here):
         return planned

@@ -77,9 +77,13 @@ class Workspace:
         self.tell(Event("stage", role, done, folder.n_tasks, reason))
         if missing:
             nbytes = task_nbytes(folder)
+
+            def note(text: str) -> None:
+                self.tell(Event("note", role, text=text))
+
             for wave in folder.waves():
                 ready = [task for task in wave if task in missing]
-                for receipt in self.executor.run(folder, ready, nbytes) if ready else ():
+                for receipt in self.executor.run(folder, ready, nbytes, note) if ready else ():
                     done += 1
                     self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))
         left = folder.missing()

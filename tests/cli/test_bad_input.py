@@ -194,7 +194,7 @@ def test_job(desk: Desk, name: str) -> None:
     ("text", "words"),
     [
         ("train: [a\n b: c", ["job.yaml: line 2, column", "not valid YAML"]),
-        ("", ["job.yaml: the file is empty", "train, test, descriptor, model"]),
+        ("", ["job.yaml: the file is empty", "needs a mapping of keys"]),
         ("- a", ["needs a mapping"]),
         ("\x89PNG\r\n", ["job.yaml", "not valid YAML"]),
         ("solver: qr\nsolver: eigh\n", ["line 2", "`solver` is given twice"]),

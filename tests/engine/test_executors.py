@@ -21,9 +21,11 @@ import fake_stage
 import psutil
 import pytest
 
-from dlpr.engine.cluster import LocalSpec
-from dlpr.engine.executors import DaskExecutor, EmbeddedExecutor, WorkExecutor
+from dlpr.clusters.local import LocalStarter
+from dlpr.engine.dask_executor import DaskExecutor
+from dlpr.engine.executors import ClusterExecutor, WorkExecutor
 from dlpr.engine.memory import BASE_NBYTES
+from dlpr.engine.starter import Running
 from dlpr.errors import ClusterError, CorruptPartError, ResourceError
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
@@ -61,9 +63,9 @@ def living(parent: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedExecutor]:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterExecutor]:
     scratch = tmp_path_factory.mktemp("scratch")
-    executor = EmbeddedExecutor(LocalSpec(2, 2, BASE_NBYTES + 100 * MIB, scratch))
+    executor = ClusterExecutor(LocalStarter(2, 2, BASE_NBYTES + 100 * MIB, scratch))
     with dask.config.set({"distributed.worker.preload": ["fake_stage"]}):
         assert list(executor.run(fake_stage.make(scratch, 1), [0], MIB))
     yield executor
@@ -73,7 +75,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedExecu
     until(lambda: not any(p.is_running() for p in mine))
 
 
-def test_tasks_that_do_not_fit_together_wait(embedded: EmbeddedExecutor, tmp_path: Path) -> None:
+def test_tasks_that_do_not_fit_together_wait(embedded: ClusterExecutor, tmp_path: Path) -> None:
     folder = fake_stage.make(tmp_path, 8, seconds=0.3)
     receipts = list(embedded.run(folder, folder.missing(), 60 * MIB))
     assert sorted(r.task for r in receipts) == list(range(8))
@@ -85,14 +87,14 @@ def test_tasks_that_do_not_fit_together_wait(embedded: EmbeddedExecutor, tmp_pat
         assert len(together) == 1, "two threads, but memory for one task"
 
 
-def test_tasks_that_fit_run_together(embedded: EmbeddedExecutor, tmp_path: Path) -> None:
+def test_tasks_that_fit_run_together(embedded: ClusterExecutor, tmp_path: Path) -> None:
     folder = fake_stage.make(tmp_path, 4, seconds=1.5)
     list(embedded.run(folder, folder.missing(), 40 * MIB))
     begin, end = fake_stage.notes(folder, "begin"), fake_stage.notes(folder, "end")
     assert max(at for *_, at in begin) < min(at for *_, at in end)
 
 
-def test_a_task_that_fits_no_worker_is_refused(embedded: EmbeddedExecutor, tmp_path: Path) -> None:
+def test_a_task_that_fits_no_worker_is_refused(embedded: ClusterExecutor, tmp_path: Path) -> None:
     folder = fake_stage.make(tmp_path, 1)
     said = rf"{format_bytes(BASE_NBYTES + 100 * MIB)} .*{format_bytes(BASE_NBYTES)} and 101\.0 MiB"
     with pytest.raises(ResourceError, match=said):
@@ -100,18 +102,21 @@ def test_a_task_that_fits_no_worker_is_refused(embedded: EmbeddedExecutor, tmp_p
     assert not fake_stage.notes(folder, "begin")
 
 
-def test_errors_of_tasks_arrive_as_themselves(embedded: EmbeddedExecutor, tmp_path: Path) -> None:
+def test_errors_for_users_arrive_as_themselves_and_others_are_tried_twice(
+    embedded: ClusterExecutor, tmp_path: Path
+) -> None:
     folder = fake_stage.make(tmp_path, 2, raises={"0": "corrupt", "1": "oserror"})
     with pytest.raises(CorruptPartError) as caught:
         list(embedded.run(folder, [0], MIB))
     assert (caught.value.folder, caught.value.task) == (str(folder.path), 0)
-    with pytest.raises(FileNotFoundError, match=r"input\.xyz"):
+    with pytest.raises(ClusterError, match=r"task 1 of .* failed 2 times: .*input\.xyz"):
         list(embedded.run(folder, [1], MIB))
+    assert len([task for task, _, _ in fake_stage.notes(folder, "begin") if task == 1]) == 2
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (str(again), again.task) == (str(caught.value), 0)
 
 
-def test_a_killed_worker_is_replaced(embedded: EmbeddedExecutor, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced(embedded: ClusterExecutor, tmp_path: Path) -> None:
     folder = fake_stage.make(tmp_path, 6, seconds=0.5)
     killed: list[int] = []
 
@@ -131,17 +136,17 @@ def test_a_killed_worker_is_replaced(embedded: EmbeddedExecutor, tmp_path: Path)
     assert sum(again.values()) == 7
     assert all(again[task] == 1 for task in done)
     until(lambda: len(workers()) == 2)
-    embedded._client.wait_for_workers(2, timeout=60)
-    spill = embedded._client.run(dask.config.get, "distributed.worker.memory.spill")
+    embedded._running.client.wait_for_workers(2, timeout=60)
+    spill = embedded._running.client.run(dask.config.get, "distributed.worker.memory.spill")
     assert list(spill.values()) == [False, False], "of the new worker too"
 
 
-def test_embedded_cluster_listens_on_loopback_with_tls(embedded: EmbeddedExecutor) -> None:
+def test_embedded_cluster_listens_on_loopback_with_tls(embedded: ClusterExecutor) -> None:
     every = [psutil.Process(), *workers()]
     listening = [c.laddr for p in every for c in p.net_connections("inet") if c.status == "LISTEN"]
     assert len(listening) >= 5, "scheduler, two nannies, two workers"
     assert {address.ip for address in listening} == {"127.0.0.1"}
-    info = embedded._client.scheduler_info(n_workers=-1)
+    info = embedded._running.client.scheduler_info(n_workers=-1)
     addresses = [info["address"], *info["workers"], *(w["nanny"] for w in info["workers"].values())]
     assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
     ports = {
@@ -157,12 +162,12 @@ def test_embedded_cluster_listens_on_loopback_with_tls(embedded: EmbeddedExecuto
 DRIVER = """
 import sys, fake_stage, dask
 from pathlib import Path
-from dlpr.engine.cluster import LocalSpec
-from dlpr.engine.executors import EmbeddedExecutor
+from dlpr.clusters.local import LocalStarter
+from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.memory import BASE_NBYTES
 if __name__ == "__main__":
     folder = fake_stage.StageFolder(Path(sys.argv[1]))
-    executor = EmbeddedExecutor(LocalSpec(2, 1, BASE_NBYTES + (100 << 20), folder.path))
+    executor = ClusterExecutor(LocalStarter(2, 1, BASE_NBYTES + (100 << 20), folder.path))
     try:
         for receipt in executor.run(folder, folder.missing(), 1 << 20):
             pass
@@ -239,7 +244,7 @@ def test_a_killed_nanny_delays_and_a_killed_scheduler_ends_the_run(
     (scheduler, worker), file = cluster
     folder = fake_stage.make(tmp_path / "work", 30, seconds=0.5)
     with Client(scheduler_file=str(file), set_as_default=False) as client:
-        receipts = DaskExecutor(client).run(folder, folder.missing(), MIB)
+        receipts = DaskExecutor(Running(client, client.close)).run(folder, folder.missing(), MIB)
         next(receipts)
         for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
             process.kill()

@@ -27,8 +27,8 @@ from pipeline_cases import (
 from threadpoolctl import threadpool_info
 
 import dlpr
-from dlpr.core.blas import blas_threads
-from dlpr.engine.cluster import LocalSpec, start_local
+from dlpr.clusters.local import LocalStarter
+from dlpr.core.blas import blas_kernel, blas_threads
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import write_job
 from dlpr.errors import ResourceError
@@ -252,16 +252,16 @@ def test_processes_side_by_side_give_the_same_bits(
 
 
 def test_dask_workers_give_the_same_bits(bench: Path, base: Outcome) -> None:
-    cluster, client = start_local(LocalSpec(1, 2, 2**31, bench / "scratch"), {})
+    running = LocalStarter(1, 2, 2**31, bench / "scratch").start(blas_kernel())
+    client = running.client
     try:
         for n_workers in (1, 2, 3):
-            cluster.scale(n_workers)
+            client.cluster.scale(n_workers)
             client.wait_for_workers(n_workers, timeout=60)
             result = dlpr.run(job_of(bench, f"dask{n_workers}"), client=client)
             assert_same_bits(base.output, result.output)
     finally:
-        client.close()
-        cluster.close()
+        running.close()
 
 
 # BLAS threads ------------------------------------------------------------------------------------

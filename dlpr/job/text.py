@@ -86,7 +86,7 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[Any, Any]:
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise JobError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if data is None:
-        raise JobError(f"{path}: the file is empty; needs at least train, test, descriptor, model")
+        raise JobError(f"{path}: the file is empty; needs a mapping of keys")
     if not isinstance(data, dict):
         raise JobError(f"{path}: needs a mapping of keys at the top; found {show(data)}")
     return data

@@ -1,73 +1,34 @@
-"""The job file: what to read, which descriptor and model, where to compute.
-
-A field's description completes the sentence "needs ..."; without one its type does. `dlpr.job_text`
-makes the messages, so that a new section or member of a choice is explained without further code.
-"""
+"""The job: what to read, which descriptor and model, where to compute."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from dlpr.errors import JobError
-from dlpr.job_text import explain, read_mapping, show
-from dlpr.units import parse_bytes
+from dlpr.job.cluster import Cluster, Local
+from dlpr.job.sections import (
+    Bytes,
+    Choice,
+    Count,
+    CountOrNone,
+    Files,
+    Label,
+    Number,
+    Plain,
+    Section,
+    Text,
+    TypeMap,
+)
+from dlpr.job.text import explain, read_mapping
 
-_MEMORY_SHARE = 0.8  # of the machine, for all workers by default
 _WITHOUT_INFLUENCE = frozenset({"output", "cluster"})
-
-
-class _Section(BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _blank_is_default(cls, data: object) -> object:
-        return {} if data is None else data
-
-
-class _Choice(_Section):
-    """A mapping with exactly one key, the kind; members are fields that default to None."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_one(cls, data: object) -> object:
-        data = {} if data is None else data
-        if not isinstance(data, Mapping):
-            return data
-        if len(data) != 1 and not data.keys() - cls.model_fields.keys():
-            raise ValueError(
-                f"found {', '.join(map(str, data)) or 'nothing'}; "
-                f"needs exactly one of: {', '.join(cls.model_fields)}"
-            )
-        return {kind: {} if spec is None else spec for kind, spec in data.items()}
-
-    @pydantic.model_serializer(mode="wrap")
-    def _dump_one(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {self.kind: handler(self)[self.kind]}
-
-    @property
-    def kind(self) -> str:
-        """Name of the member that is given."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
-
-    @property
-    def spec(self) -> Any:
-        """The member that is given."""
-        return getattr(self, self.kind)
-
-
-def _refuse_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"found {show(value)}; needs a number")
-    return value
 
 
 def _check_set_name(name: str) -> str:
@@ -78,40 +39,7 @@ def _check_set_name(name: str) -> str:
     return name
 
 
-def _list_one(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def _check_distinct(value: object) -> object:
-    if isinstance(value, Mapping):
-        names = [str(key) for key in value]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"type {min(twice)} is given twice")
-    return value
-
-
-def _copy_plain(value: object) -> object:
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"needs finite numbers, text, lists and mappings: {error}") from None
-
-
-Text = Annotated[str, Field(min_length=1, description="text")]
-Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0)]
-Count = Annotated[
-    int, BeforeValidator(_refuse_boolean), Field(ge=1, description="a whole number >= 1")
-]
-CountOrNone = Annotated[Count | None, Field(description="a whole number >= 1, or nothing")]
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(description="a size such as 4GiB")]
-Files = Annotated[tuple[Text, ...], BeforeValidator(_list_one), Field(min_length=1)]
-Symbol = Annotated[str, Field(pattern="^[A-Z][a-z]?$")]
-TypeMap = Annotated[dict[Count, Symbol], BeforeValidator(_check_distinct)]
-Plain = Annotated[dict[str, Any], BeforeValidator(_copy_plain)]
-Label = Annotated[Text | None, Field(description="a name in the files, as text")]
-
-
-class Keys(_Section):
+class Keys(Section):
     """Names of the labels in the files; None takes what ASE's reader recognizes."""
 
     energy: Label = None
@@ -120,14 +48,14 @@ class Keys(_Section):
     virial: Label = None
 
 
-class Units(_Section):
+class Units(Section):
     """Units of the files: keys of `dlpr.units.LENGTH_UNITS` and `dlpr.units.ENERGY_UNITS`."""
 
     length: Literal["angstrom", "nm", "bohr"] = "angstrom"
     energy: Literal["eV", "meV", "hartree", "rydberg", "kcal/mol", "kJ/mol"] = "eV"
 
 
-class SetSpec(_Section):
+class SetSpec(Section):
     """One set of structures."""
 
     files: Files = Field(description="a file, a glob such as data/*.xyz, or a list of them")
@@ -144,13 +72,13 @@ class SetSpec(_Section):
     minimum_distance: Number = Field(default=0.1, description="a distance >= 0 in Å")
 
 
-class Descriptor(_Choice):
+class Descriptor(Choice):
     """The descriptor's hyperparameters, verbatim; who computes it validates them."""
 
     soap: Plain | None = Field(default=None, description="a mapping of featomic's hyperparameters")
 
 
-class Linear(_Section):
+class Linear(Section):
     """Ridge regression on the descriptor: rigidity.md sec. 2."""
 
     regularizer: Number = Field(description="a number >= 0, such as 1.0e-8")
@@ -159,49 +87,13 @@ class Linear(_Section):
     centre_species: Literal["separate", "shared"] = "separate"
 
 
-class Model(_Choice):
+class Model(Choice):
     """The feature map behind the descriptor."""
 
     linear: Linear | None = None
 
 
-def _machine_cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
-
-
-def _machine_nbytes() -> int:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:  # a container's limit
-        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return physical
-
-
-class Local(_Section):
-    """Workers on this machine. 0 stands for a default that the machine fills in at once."""
-
-    workers: Count = 0
-    threads_per_worker: Count = 1
-    memory_per_worker: Bytes = 0
-    scratch: Text | None = None
-
-    @model_validator(mode="after")
-    def _fill_from_machine(self) -> Self:
-        workers = self.workers or max(1, _machine_cores() // self.threads_per_worker)
-        memory = self.memory_per_worker or int(_MEMORY_SHARE * _machine_nbytes()) // workers
-        object.__setattr__(self, "workers", workers)
-        object.__setattr__(self, "memory_per_worker", memory)
-        return self
-
-
-class Cluster(_Choice):
-    """Where the work is done. It never changes a result."""
-
-    local: Local | None = None
-
-
-class Numerics(_Section):
+class Numerics(Section):
     """All that can change a bit of a result; a function of the job alone, never of the machine."""
 
     blas_threads: Count = 1
@@ -213,7 +105,7 @@ class Numerics(_Section):
     partials_budget: Bytes = 8 * 2**30
 
 
-class Storage(_Section):
+class Storage(Section):
     """Features on disk."""
 
     dtype: Literal["float64", "float32"] = "float64"
@@ -230,7 +122,7 @@ TestSet = Annotated[
 ]
 
 
-class Job(_Section):
+class Job(Section):
     """A whole job. Make one with `load_job` or `Job.from_dict`, whose errors are for users."""
 
     output: Text = "results"

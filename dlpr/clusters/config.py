@@ -1,0 +1,37 @@
+"""What every cluster of dlpr has in common: Dask's settings, and what a worker may take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlpr.core.blas import kernel_environment
+from dlpr.engine.memory import BASE_NBYTES
+
+DASK_CONFIG: dict[str, Any] = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.97,
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-ttl": None,
+    "distributed.deploy.lost-worker-timeout": "5s",
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+"""Workers hold blocks, never results: nothing is spilled, and the plan keeps memory in bounds.
+
+SciPy's LAPACK keeps the interpreter for itself, so a worker that factorizes sends no heartbeat for
+minutes: it is not taken for dead while its connection stands. The executor hears of every death and
+decides itself (``allowed-failures``). Dask always starts web servers; they listen on loopback, and
+there is nothing on them.
+"""
+
+
+def usable_nbytes(memory: int) -> float:
+    """What tasks may take of a worker's memory: all but the process itself."""
+    return float(max(0, memory - BASE_NBYTES))
+
+
+def worker_environment(kernel: str, threads: int) -> dict[str, str]:
+    """Environment of a worker: the plan's BLAS kernel, and featomic's threads."""
+    return {**kernel_environment(kernel), "RAYON_NUM_THREADS": str(threads)}

@@ -1,0 +1,177 @@
+"""SLURM's own words: states of jobs and why they wait, refusals, and the tails of their logs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+
+from dlpr.errors import ClusterError
+
+SECONDS = 60.0
+"""For which a command of SLURM may think."""
+WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"})
+ALIVE = frozenset({*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
+TAKEN = frozenset({"CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"})
+"""Ends that are no fault of what ran."""
+_MEMORY_WORDS = ("exceeded memory limit", "oom_kill", "oom-kill", "out of memory", "Out Of Memory")
+_ADVICE = {
+    "Resources": "the queue is full: wait, or ask for less (cores, memory, walltime)",
+    "Priority": "other jobs come first: wait, or ask for less (cores, memory, walltime)",
+    "QOSMaxJobsPerUserLimit": "your site limits jobs: lower `jobs`, or use `workers: steps`",
+    "AssocMaxJobsLimit": "your site limits jobs: lower `jobs`, or use `workers: steps`",
+    "PartitionTimeLimit": "lower `walltime` below the partition's limit (`sinfo`)",
+    "PartitionNodeLimit": "no node of this partition is large enough: lower `cores` or `memory`",
+    "PartitionDown": "the partition is down: use another",
+    "ReqNodeNotAvail": "nodes are reserved or down (`sinfo -R`): lower `walltime`, or wait",
+    "BadConstraints": "no node has this `constraint`, or so many `cores` with so much `memory`",
+    "JobHeldUser": "the job is held: `scontrol release` it",
+    "JobHeldAdmin": "the job is held by an administrator: ask your site",
+    "AssocGrpCpuLimit": "your account's share is in use: wait, or use another `account`",
+    "BeginTime": "SLURM puts requeued jobs off for some minutes: wait",
+}
+
+
+@dataclass(frozen=True)
+class QueueJob:
+    """A job as SLURM sees it.
+
+    Attributes
+    ----------
+    number : str
+    name : str
+    state : str
+        SLURM's long form, such as PENDING.
+    reason : str
+        Why it waits or has ended, SLURM's word.
+    node : str
+    """
+
+    number: str
+    name: str
+    state: str
+    reason: str
+    node: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it waits, runs, or ends just now."""
+        return self.state in ALIVE
+
+    def __str__(self) -> str:
+        where = f" on {self.node}" if self.node else ""
+        why = f" ({self.reason})" if self.reason not in ("", "None") else ""
+        return f"job {self.number} {self.state}{why}{where}"
+
+    @property
+    def advice(self) -> str:
+        """What its user can do, "" if nothing."""
+        return _ADVICE.get(self.reason.split(",")[0], "")
+
+
+def call(command: Sequence[str]) -> str:
+    """What a command of SLURM says.
+
+    Raises
+    ------
+    ClusterError
+        With SLURM's own words, if it refuses or is not there.
+    """
+    if shutil.which(command[0]) is None:
+        raise ClusterError(
+            f"there is no `{command[0]}` here: this machine has no SLURM. Go to one that has it, "
+            f"or set `cluster: {{local: {{}}}}`."
+        )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"`{command[0]}` did not answer in {SECONDS:.0f} s: is SLURM's controller up? Run the "
+            f"same command again."
+        ) from None
+    if done.returncode != 0:
+        raise ClusterError(f"`{' '.join(command)}` was refused: {said(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def said(text: str) -> str:
+    """Words of SLURM on one line, without the program's name before each."""
+    lines = [line.split(": error: ")[-1].strip() for line in text.splitlines()]
+    return "; ".join(line for line in lines if line) or "it said nothing"
+
+
+def jobs(numbers: Iterable[str]) -> dict[str, QueueJob]:
+    """The jobs of these numbers that SLURM still knows, ended ones for some minutes."""
+    wanted = {number for number in numbers if number}
+    if not wanted:
+        return {}
+    columns = "--format=%i|%j|%T|%r|%N"
+    listed = call(["squeue", "--noheader", "--states=all", columns, f"--user={getuser()}"])
+    found: dict[str, QueueJob] = {}
+    for line in listed.splitlines():
+        number, name, state, reason, node = (line.strip().split("|") + [""] * 5)[:5]
+        if number in wanted:
+            found[number] = QueueJob(number, name, state, reason, node)
+    return found
+
+
+def submit(script: Path) -> str:
+    """Give a script to sbatch, and say the job's number.
+
+    Raises
+    ------
+    ClusterError
+        With SLURM's words, if it is refused.
+    """
+    return call(["sbatch", "--parsable", str(script)]).strip().split(";")[0]
+
+
+def try_submit(script: Path) -> None:
+    """Have sbatch judge a script.
+
+    Raises
+    ------
+    ClusterError
+        With SLURM's words, if it would be refused.
+    """
+    call(["sbatch", "--test-only", str(script)])
+
+
+def cancel(numbers: Iterable[str]) -> None:
+    """Cancel jobs; those that have ended do not mind."""
+    wanted = [number for number in numbers if number]
+    if wanted:
+        call(["scancel", *wanted])
+
+
+def tail(path: Path, n_lines: int = 8) -> str:
+    """The last lines of a log, "" if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16384))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(line for line in lines[-n_lines:] if line.strip())
+
+
+def fate(job: QueueJob | None, log: str) -> str:
+    """What ended a job: "memory", "preempted", or "" if that is not known.
+
+    Parameters
+    ----------
+    job : QueueJob or None
+        None: SLURM has forgotten it.
+    log : str
+        The end of its error log.
+    """
+    if (job is not None and job.state == "OUT_OF_MEMORY") or any(w in log for w in _MEMORY_WORDS):
+        return "memory"
+    words = ("CANCELLED", "PREEMPTION", "TIME LIMIT", "NODE FAILURE", "REQUEUE")
+    taken = job is not None and (job.state in TAKEN or job.state in WAITING)
+    return "preempted" if taken or any(word in log for word in words) else ""

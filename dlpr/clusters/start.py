@@ -1,0 +1,74 @@
+"""Starting a named cluster: its scheduler as a job of its own, or as a process that stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from dlpr.clusters import queue
+from dlpr.clusters.registry import ClusterFolder, create
+from dlpr.clusters.script import CONFIG, ask, own_kernel, scheduler_script, worker_script
+from dlpr.core.blas import blas_kernel
+from dlpr.job.cluster import Cluster
+
+
+def start(folder: ClusterFolder, cluster: Cluster) -> str:
+    """Start a cluster; its scheduler is up when `ClusterFolder.scheduler` says where.
+
+    Parameters
+    ----------
+    folder : ClusterFolder
+    cluster : Cluster
+        Of kind local or slurm.
+
+    Returns
+    -------
+    str
+        What was started: a process, or a job.
+
+    Raises
+    ------
+    ClusterError
+        If one of this name is alive, or SLURM refuses a script.
+    """
+    create(folder, cluster)
+    try:
+        if cluster.kind == "slurm" and cluster.spec.scheduler.place == "job":
+            return _submit(folder, cluster)
+        return _stay(folder, cluster)
+    except BaseException:
+        folder.remove()
+        raise
+
+
+def _submit(folder: ClusterFolder, cluster: Cluster) -> str:
+    found = ask(cluster.spec)
+    if cluster.spec.workers == "jobs":
+        worker = folder.path / "worker.sh"
+        security = folder.credentials().security()
+        worker.write_text(worker_script(found, folder.path, folder.name, blas_kernel(), security))
+        queue.try_submit(worker)
+    script = folder.path / "scheduler.sh"
+    script.write_text(scheduler_script(found, folder.path, folder.name))
+    number = queue.submit(script)
+    folder.say("record", {**folder.record(), "job": number})
+    return f"job {number}"
+
+
+def _stay(folder: ClusterFolder, cluster: Cluster) -> str:
+    if cluster.kind == "slurm":
+        ask(cluster.spec)
+    environment = {**os.environ, "DASK_CONFIG": str(folder.path / CONFIG)}
+    if cluster.kind == "slurm":
+        environment |= own_kernel(cluster.spec)
+    with (folder.logs / "scheduler.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dlpr", "cluster", "serve", str(folder.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    return f"process {process.pid}"
