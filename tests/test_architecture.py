@@ -84,8 +84,14 @@ def test_only_the_engine_and_its_measurements_know_dask() -> None:
         if any(name.partition(".")[0] in ENGINES for name in imports(path))
     }
     assert found
-    rooms = ("dlpr.engine", "dlpr.bench")
+    rooms = ("dlpr.engine", "dlpr.clusters", "dlpr.bench")
     assert {m for m in found if not any(is_below(m, room) for room in rooms)} == set()
+
+
+def test_the_engine_knows_no_kind_of_cluster() -> None:
+    for module, path in MODULES.items():
+        if is_below(module, "dlpr.engine"):
+            assert not any(is_below(name, "dlpr.clusters") for name in imports(path)), module
 
 
 @pytest.mark.parametrize("top", ["dlpr.cli", "dlpr.demo", "dlpr.bench"])

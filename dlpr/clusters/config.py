@@ -27,6 +27,19 @@ there is nothing on them.
 """
 
 
+DASHBOARD: dict[str, Any] = {
+    "distributed.scheduler.http.routes": [
+        "distributed.http.scheduler.prometheus",
+        "distributed.http.scheduler.info",
+        "distributed.http.scheduler.json",
+        "distributed.http.health",
+        "distributed.http.proxy",
+        "distributed.http.statics",
+    ]
+}
+"""On loopback of the scheduler's host: an ssh tunnel or jupyter-server-proxy leads there."""
+
+
 def usable_nbytes(memory: int) -> float:
     """What tasks may take of a worker's memory: all but the process itself."""
     return float(max(0, memory - BASE_NBYTES))

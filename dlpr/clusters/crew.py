@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +35,6 @@ class Crew:
     name : str
     kernel : str
     security : distributed.Security
-    **scheduler
-        Options of `distributed.Scheduler`.
 
     Attributes
     ----------
@@ -46,9 +45,7 @@ class Crew:
         The latest job of every worker.
     """
 
-    def __init__(
-        self, found: Ask, folder: Path, name: str, kernel: str, security: Any, **scheduler: Any
-    ) -> None:
+    def __init__(self, found: Ask, folder: Path, name: str, kernel: str, security: Any) -> None:
         import dask
         from dask_jobqueue.slurm import SLURMCluster
 
@@ -65,7 +62,7 @@ class Crew:
             self.cluster: Any = SLURMCluster(
                 name=name,
                 job_cls=_job_class(self),
-                scheduler_options={"dashboard_address": "127.0.0.1:0", **scheduler},
+                scheduler_options={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
                 **arguments,
             )
@@ -77,18 +74,25 @@ class Crew:
         return str(self.cluster.scheduler.contact_address or self.cluster.scheduler_address)
 
     def start(self) -> None:
-        """Have SLURM judge a worker's script, then keep the workers up.
+        """Ask for the first workers, then keep them up.
 
         Raises
         ------
         ClusterError
-            With SLURM's words.
+            With SLURM's words, if it refuses the first of them.
         """
-        if self.found.spec.workers == "jobs":
-            script = self.folder / "worker.sh"
-            script.write_text(self.cluster.job_script())
-            queue.try_submit(script)
+        (self.folder / "worker.sh").write_text(self.cluster.job_script())
         self.tend()
+        until = time.monotonic() + queue.SECONDS
+        while self.wanted and not self._last_words and time.monotonic() < until:
+            if any(job.job_id for job in list(self.cluster.workers.values())):
+                break
+            time.sleep(0.05)
+        if self._last_words:
+            raise ClusterError(
+                f"SLURM refused a worker job: {self._last_words}. Its script is that of `dlpr "
+                f"cluster script PROFILE`: try it with sbatch by hand."
+            )
         self._thread.start()
 
     def _keep(self) -> None:
@@ -137,7 +141,7 @@ class Crew:
 
     def refused(self, words: str) -> None:
         """A job was not taken."""
-        self._stillborn += 1
+        self._stillborn += not queue.is_silence(words)
         self._last_words = words
         logger.warning("SLURM refused a job: %s", words)
 

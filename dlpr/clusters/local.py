@@ -67,7 +67,9 @@ class LocalStarter:
 
         return Running(client, close)
 
-    def open(self, security: Any, environment: dict[str, str], **scheduler: Any) -> Any:
+    def open(
+        self, security: Any, environment: dict[str, str], web: dict[str, Any] | None = None
+    ) -> Any:
         """Dask's cluster, with TLS.
 
         Parameters
@@ -76,8 +78,8 @@ class LocalStarter:
             True: for this process alone.
         environment : dict of str to str
             Of the workers.
-        **scheduler
-            Of `distributed.Scheduler`.
+        web : dict, optional
+            Dask's settings of what the scheduler's web server shows; by default nothing.
         """
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise SystemExit(1)  # a worker that imports a script without a main guard
@@ -86,7 +88,7 @@ class LocalStarter:
 
         memory = min(self.memory_per_worker, int(system.MEMORY_LIMIT))
         try:
-            with dask.config.set(DASK_CONFIG), _interrupts_later():
+            with dask.config.set({**DASK_CONFIG, **(web or {})}), _interrupts_later():
                 return LocalCluster(
                     n_workers=self.workers,
                     threads_per_worker=self.threads_per_worker,
@@ -97,7 +99,7 @@ class LocalStarter:
                     security=security,
                     host="127.0.0.1",
                     dashboard_address=None,
-                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0", **scheduler},
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                     local_directory=None if self.scratch is None else str(self.scratch),
                     silence_logs=logging.CRITICAL,
                     config=DASK_CONFIG,  # for workers that are started again after this block

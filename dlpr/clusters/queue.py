@@ -17,6 +17,8 @@ WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSP
 ALIVE = frozenset({*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
 TAKEN = frozenset({"CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"})
 """Ends that are no fault of what ran."""
+_SILENCE = ("Unable to contact", "connect failure", "timed out", "Connection refused")
+"""Words of commands whose controller is away for a while."""
 _MEMORY_WORDS = ("exceeded memory limit", "oom_kill", "oom-kill", "out of memory", "Out Of Memory")
 _ADVICE = {
     "Resources": "the queue is full: wait, or ask for less (cores, memory, walltime)",
@@ -31,6 +33,7 @@ _ADVICE = {
     "JobHeldUser": "the job is held: `scontrol release` it",
     "JobHeldAdmin": "the job is held by an administrator: ask your site",
     "AssocGrpCpuLimit": "your account's share is in use: wait, or use another `account`",
+    "PartitionConfig": "the partition has no such nodes: lower `jobs`, `cores` or `memory`",
     "BeginTime": "SLURM puts requeued jobs off for some minutes: wait",
 }
 
@@ -99,6 +102,11 @@ def call(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def is_silence(words: str) -> bool:
+    """Whether a refusal says no more than that the controller did not answer."""
+    return any(word in words for word in _SILENCE)
+
+
 def said(text: str) -> str:
     """Words of SLURM on one line, without the program's name before each."""
     lines = [line.split(": error: ")[-1].strip() for line in text.splitlines()]
@@ -129,17 +137,6 @@ def submit(script: Path) -> str:
         With SLURM's words, if it is refused.
     """
     return call(["sbatch", "--parsable", str(script)]).strip().split(";")[0]
-
-
-def try_submit(script: Path) -> None:
-    """Have sbatch judge a script.
-
-    Raises
-    ------
-    ClusterError
-        With SLURM's words, if it would be refused.
-    """
-    call(["sbatch", "--test-only", str(script)])
 
 
 def cancel(numbers: Iterable[str]) -> None:

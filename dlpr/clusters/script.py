@@ -105,7 +105,8 @@ def worker_arguments(
     extra = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     extra += ["--resources", f"dlpr_nbytes={usable_nbytes(size.memory):.0f}"]
     if size.lifetime is not None:
-        extra += ["--lifetime", f"{size.lifetime}s", "--lifetime-stagger", "20s"]
+        extra += ["--lifetime", f"{size.lifetime}s"]
+        extra += ["--lifetime-stagger", f"{size.lifetime // 20}s"]
     arguments = {
         "cores": found.cores,
         "memory": f"{size.memory} B",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from contextlib import suppress
 from typing import Any, Protocol
 
 from dlpr.clusters import queue
-from dlpr.clusters.config import worker_environment
+from dlpr.clusters.config import DASHBOARD, worker_environment
 from dlpr.clusters.crew import Crew
 from dlpr.clusters.local import LocalStarter
 from dlpr.clusters.registry import ClusterFolder
@@ -24,17 +25,6 @@ PERIOD = 1.0
 """Seconds between two looks at what is wanted."""
 STATE_PERIOD = 2.0
 """Seconds between two reports."""
-DASHBOARD = {
-    "distributed.scheduler.http.routes": [
-        "distributed.http.scheduler.prometheus",
-        "distributed.http.scheduler.info",
-        "distributed.http.scheduler.json",
-        "distributed.http.health",
-        "distributed.http.proxy",
-        "distributed.http.statics",
-    ]
-}
-"""On loopback of the scheduler's host: an ssh tunnel or jupyter-server-proxy leads there."""
 
 
 class _Workers(Protocol):
@@ -50,11 +40,11 @@ class _Workers(Protocol):
 
 
 class _LocalWorkers:
-    def __init__(self, folder: ClusterFolder, security: Any, options: Json) -> None:
+    def __init__(self, folder: ClusterFolder, security: Any) -> None:
         spec = folder.spec().spec
         begin = LocalStarter(spec.workers, spec.threads_per_worker, spec.memory_per_worker)
         environment = worker_environment(blas_kernel(), spec.threads_per_worker)
-        self.cluster: Any = begin.open(security, environment, **options)
+        self.cluster: Any = begin.open(security, environment, DASHBOARD)
 
     def scale(self, jobs: int) -> None:
         self.cluster.scale(jobs)
@@ -67,9 +57,9 @@ class _LocalWorkers:
 
 
 class _SlurmWorkers:
-    def __init__(self, folder: ClusterFolder, security: Any, options: Json) -> None:
+    def __init__(self, folder: ClusterFolder, security: Any) -> None:
         found = ask(folder.spec().spec)
-        self._crew = Crew(found, folder.path, folder.name, blas_kernel(), security, **options)
+        self._crew = Crew(found, folder.path, folder.name, blas_kernel(), security, DASHBOARD)
         self.cluster = self._crew.cluster
         self._crew.start()
 
@@ -98,11 +88,9 @@ def serve(folder: ClusterFolder) -> None:
     DlprError
         What keeps it from starting; it is in ``state.json`` as well.
     """
-    import dask
-
     lease = folder.lease()
     lease.acquire()
-    with lease.held(), soft_stops(), dask.config.set(DASHBOARD):
+    with lease.held(), soft_stops():
         try:
             _serve(folder)
         except ClusterError as error:
@@ -112,10 +100,9 @@ def serve(folder: ClusterFolder) -> None:
 
 def _serve(folder: ClusterFolder) -> None:
     cluster = folder.spec()
-    idle = getattr(cluster.spec, "idle_timeout", 0)
-    options: Json = {"idle_timeout": f"{idle} s"} if idle else {}
+    idle = cluster.spec.idle_timeout
     kind = _LocalWorkers if cluster.kind == "local" else _SlurmWorkers
-    workers: _Workers = kind(folder, folder.credentials().security(), options)
+    workers: _Workers = kind(folder, folder.credentials().security())
     scheduler = workers.cluster.scheduler
     try:
         folder.say(
@@ -132,8 +119,8 @@ def _serve(folder: ClusterFolder) -> None:
         )
         reported = -STATE_PERIOD
         while not is_asked() and not folder.wanted().get("stop"):
-            if scheduler.status.name != "running":
-                break  # idle for as long as its user allowed
+            if idle and time.time() - (scheduler.idle_since or time.time()) > idle:
+                break
             workers.scale(int(folder.wanted().get("jobs", _jobs(cluster.spec))))
             if time.monotonic() - reported >= STATE_PERIOD:
                 folder.say("state", {**_state(scheduler), **workers.report()})
@@ -142,6 +129,7 @@ def _serve(folder: ClusterFolder) -> None:
     finally:
         (folder.path / "scheduler.json").unlink(missing_ok=True)
         workers.close()
+        shutil.rmtree(folder.tls, ignore_errors=True)
         folder.say("state", {"explanation": "it was stopped, or idle for long"})
 
 

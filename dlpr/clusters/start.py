@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 from dlpr.clusters import queue
 from dlpr.clusters.registry import ClusterFolder, create
-from dlpr.clusters.script import CONFIG, ask, own_kernel, scheduler_script, worker_script
-from dlpr.core.blas import blas_kernel
+from dlpr.clusters.script import CONFIG, ask, own_kernel, scheduler_script
 from dlpr.job.cluster import Cluster
 
 
@@ -44,11 +42,6 @@ def start(folder: ClusterFolder, cluster: Cluster) -> str:
 
 def _submit(folder: ClusterFolder, cluster: Cluster) -> str:
     found = ask(cluster.spec)
-    if cluster.spec.workers == "jobs":
-        worker = folder.path / "worker.sh"
-        security = folder.credentials().security()
-        worker.write_text(worker_script(found, folder.path, folder.name, blas_kernel(), security))
-        queue.try_submit(worker)
     script = folder.path / "scheduler.sh"
     script.write_text(scheduler_script(found, folder.path, folder.name))
     number = queue.submit(script)
@@ -62,13 +55,16 @@ def _stay(folder: ClusterFolder, cluster: Cluster) -> str:
     environment = {**os.environ, "DASK_CONFIG": str(folder.path / CONFIG)}
     if cluster.kind == "slurm":
         environment |= own_kernel(cluster.spec)
-    with (folder.logs / "scheduler.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dlpr", "cluster", "serve", str(folder.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
-    return f"process {process.pid}"
+    log, flags = str(folder.logs / "scheduler.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    number = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "dlpr", "cluster", "serve", str(folder.path)],
+        environment,
+        setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+    return f"process {number}"

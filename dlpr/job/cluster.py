@@ -130,7 +130,7 @@ class Slurm(Section):
         kind, found = read_profile(data["profile"])
         if kind != "slurm":
             raise ValueError(f"profile {data['profile']} is of kind {kind}; needs slurm")
-        return {**found, **data}
+        return {**found, **data, "profile": None}
 
     @property
     def lifetime(self) -> int | None:
@@ -176,6 +176,11 @@ def read_profile(name: str) -> tuple[str, dict[str, Any]]:
         If there is no such file or no such profile.
     """
     path = profiles_path()
+    if not path.is_file():
+        raise JobError(
+            f"there is no {path}, which would have profile {name!r}. Write it: "
+            f"deploy/clusters.yaml of dlpr has examples."
+        )
     profiles = read_mapping(path)
     if name not in profiles:
         close = difflib.get_close_matches(name, profiles, n=1)
