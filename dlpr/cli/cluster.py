@@ -122,8 +122,8 @@ def status(name: str) -> None:
     else:
         lines += [
             f"scheduler {scheduler['address']}, process {scheduler['pid']} on {scheduler['host']}",
-            f"dashboard http://{scheduler['dashboard']}/status on {scheduler['host']} alone: "
-            f"ssh -L 8787:{scheduler['dashboard']} {scheduler['host']}",
+            f"dashboard (needs bokeh) http://{scheduler['dashboard']}/status on {scheduler['host']} "
+            f"alone: ssh -L 8787:{scheduler['dashboard']} {scheduler['host']}",
             f"credentials valid until {folder.credentials().expires:%Y-%m-%d %H:%M} UTC",
             f"tasks {state.get('tasks', 0)}, clients {state.get('clients', 0)}",
         ]

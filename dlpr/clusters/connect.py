@@ -46,11 +46,11 @@ def connect(name: str, address: str | None = None, timeout: float = TIMEOUT) -> 
     """
     folder = cluster_folder(name)
     folder.record()
-    credentials = folder.credentials()
     found = folder.scheduler()
     if found is None:
         words = folder.state().get("explanation") or f"`dlpr cluster status {name}` says more"
         raise ClusterError(f"cluster {name!r} has no scheduler yet, or no more: {words}.")
+    credentials = folder.credentials()
     address = address or str(found["address"])
     from distributed import Client
 

@@ -35,6 +35,8 @@ class Crew:
     name : str
     kernel : str
     security : distributed.Security
+    web : dict, optional
+        Dask's settings of what the scheduler's web server shows; by default nothing.
 
     Attributes
     ----------
@@ -45,7 +47,15 @@ class Crew:
         The latest job of every worker.
     """
 
-    def __init__(self, found: Ask, folder: Path, name: str, kernel: str, security: Any) -> None:
+    def __init__(
+        self,
+        found: Ask,
+        folder: Path,
+        name: str,
+        kernel: str,
+        security: Any,
+        web: dict[str, Any] | None = None,
+    ) -> None:
         import dask
         from dask_jobqueue.slurm import SLURMCluster
 
@@ -58,7 +68,7 @@ class Crew:
         self._last_words = ""
         self._stop = threading.Event()
         arguments = worker_arguments(found, folder, name, kernel, security)
-        with dask.config.set(DASK_CONFIG):
+        with dask.config.set({**DASK_CONFIG, **(web or {})}):
             self.cluster: Any = SLURMCluster(
                 name=name,
                 job_cls=_job_class(self),
