@@ -120,10 +120,11 @@ def status(name: str) -> None:
     if scheduler is None:
         lines += [str(state.get("explanation", "")), _log_tail(folder.logs)]
     else:
+        host, web = scheduler["host"], scheduler["dashboard"]
         lines += [
             f"scheduler {scheduler['address']}, process {scheduler['pid']} on {scheduler['host']}",
-            f"dashboard (needs bokeh) http://{scheduler['dashboard']}/status on {scheduler['host']} "
-            f"alone: ssh -L 8787:{scheduler['dashboard']} {scheduler['host']}",
+            f"dashboard (needs bokeh) http://{web}/status on {host} alone: "
+            f"ssh -L 8787:{web} {host}",
             f"credentials valid until {folder.credentials().expires:%Y-%m-%d %H:%M} UTC",
             f"tasks {state.get('tasks', 0)}, clients {state.get('clients', 0)}",
         ]

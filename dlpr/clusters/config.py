@@ -11,7 +11,7 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    "distributed.worker.memory.terminate": 0.97,
+    "distributed.worker.memory.terminate": 1.03,
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": None,
     "distributed.deploy.lost-worker-timeout": "5s",

@@ -29,6 +29,8 @@ _WINDOW = 4
 """Tasks that wait at the scheduler per thread; the rest wait here."""
 _LOOK = 5.0
 """Seconds after which the workers are counted again: they may have become more, or none."""
+_POLL = 0.2
+"""Seconds after which they are, while there are none."""
 _PATIENCE = 60.0
 """Seconds in which a worker has to appear where nobody can say why there is none."""
 _FAILURES = 2
@@ -78,14 +80,14 @@ class DaskExecutor:
                     if watch.is_due():
                         slots, resources = self._slots(nbytes, folder)
                         watch.saw(slots)
-                    while queue and len(waiting) < max(_WINDOW * slots, 16) and not is_asked():
+                    while slots and queue and len(waiting) < _WINDOW * slots and not is_asked():
                         future = self._submit(folder, queue[0], resources)
                         waiting[future] = queue.popleft()
                         future.add_done_callback(done.put)
                     if not (waiting and slots):
                         leave()
                     try:
-                        future = done.get(timeout=_LOOK)
+                        future = done.get(timeout=_LOOK if waiting else _POLL)
                     except Empty:
                         continue
                     task = waiting.pop(future)
@@ -169,7 +171,8 @@ class _Watch:
         self._told = 0.0
 
     def is_due(self) -> bool:
-        return time.monotonic() - self._looked >= _LOOK
+        pause = _LOOK if self._since is None else _POLL
+        return time.monotonic() - self._looked >= pause
 
     def saw(self, slots: int) -> None:
         """Take note of how many tasks can run.

@@ -63,8 +63,9 @@ def check_workers(client: Any, addresses: Iterable[str], folder: Path) -> None:
     here = versions()
     for address, (host, text, theirs) in found.items():
         if token not in text:
+            words = " ".join(text.split())
             raise ClusterError(
-                f"worker {address} on {host} does not see {folder} as it is here ({text[:200]}). "
+                f"worker {address} on {host} does not see {folder} as it is here ({words[:200]}). "
                 f"All workers must share one file system: set `output` to a folder on it."
             )
         other = [f"{n} {theirs[n]} (here {here[n]})" for n in here if theirs.get(n) != here[n]]

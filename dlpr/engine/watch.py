@@ -17,7 +17,7 @@ from dlpr.store.folder import Receipt
 
 PERIOD = 0.05
 """Seconds between two looks at the memory."""
-SHARE = 0.95
+SHARE = 0.97
 """Of the worker's limit, below the share at which Dask's nanny ends it without a word."""
 
 _tasks: dict[int, tuple[str, int]] = {}

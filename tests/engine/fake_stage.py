@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ tasks.STAGES["fake"] = __name__
 
 
 def make(work: Path, n_tasks: int, **settings: Any) -> StageFolder:
-    """A stage of ``n_tasks``; ``seconds`` each, ``raises`` an error by task."""
+    """A stage of ``n_tasks``; ``seconds`` each, ``raises`` an error by task, one is ``greedy``."""
     return StageFolder.create(work, "fake", settings, {}, n_tasks)
 
 
@@ -29,10 +30,19 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], dict[str, Any]]
             raise folder.corrupt(task, "parts/x.npz", "a test says so")
         case "oserror":
             raise FileNotFoundError(2, "no such file", "input.xyz")
+    if settings.get("greedy") == task:
+        hoard = [bytearray(b"x" * (2 << 20)) for _ in _slowly(1000)]
+        assert hoard
     time.sleep(settings.get("seconds", 0.0))
     files = folder.write_part(task, {"number": np.array([task])})
     note(folder, f"end {task} {os.getpid()} {time.time()}")
     return files, {"task": task}
+
+
+def _slowly(n_times: int) -> Iterator[None]:
+    for _ in range(n_times):
+        time.sleep(0.01)
+        yield
 
 
 def note(folder: StageFolder, line: str) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -22,6 +23,7 @@ import psutil
 import pytest
 
 from dlpr.clusters.local import LocalStarter
+from dlpr.engine import dask_executor, probe
 from dlpr.engine.dask_executor import DaskExecutor
 from dlpr.engine.executors import ClusterExecutor, WorkExecutor
 from dlpr.engine.memory import BASE_NBYTES
@@ -116,7 +118,75 @@ def test_errors_for_users_arrive_as_themselves_and_others_are_tried_twice(
     assert (str(again), again.task) == (str(caught.value), 0)
 
 
+def test_a_task_that_outgrows_its_promise_is_named(
+    embedded: ClusterExecutor, tmp_path: Path
+) -> None:
+    """With what it held, its worker's limit, and what was promised; its fellows are done."""
+    folder = fake_stage.make(tmp_path, 6, seconds=0.2, greedy=3)
+    promised = format_bytes(BASE_NBYTES + 60 * MIB)
+    limit = format_bytes(BASE_NBYTES + 100 * MIB)
+    said = rf"task 3 of .* failed 2 times: it held .* of a limit of {limit} .* promised {promised}"
+    with pytest.raises(ClusterError, match=said):
+        list(embedded.run(folder, folder.missing(), 60 * MIB))
+    begun = Counter(task for task, _, _ in fake_stage.notes(folder, "begin"))
+    assert begun[3] == 2
+    rest = [task for task in folder.missing() if task != 3]
+    assert len(list(embedded.run(folder, rest, 60 * MIB))) == len(rest)
+    assert not list((folder.path / "deaths").iterdir())
+
+
+def test_a_worker_without_the_files_is_refused(
+    embedded: ClusterExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fake_stage.make(tmp_path, 2)
+    assert embedded._running is not None
+    executor = DaskExecutor(embedded._running)
+    write = probe.write_json
+    monkeypatch.setattr(probe, "write_json", lambda path, content: write(path, {}))
+    with pytest.raises(ClusterError, match=r"does not see .* one file system"):
+        list(executor.run(folder, [0], MIB))
+    monkeypatch.setattr(probe, "write_json", write)
+    here = probe.versions()
+    monkeypatch.setattr(probe, "versions", lambda: {**here, "featomic": "0.1"})
+    with pytest.raises(ClusterError, match=r"other versions: featomic .*\(here 0\.1\)"):
+        list(executor.run(folder, [0], MIB))
+    assert not fake_stage.notes(folder, "begin")
+
+
+def test_without_workers_somebody_says_why(
+    embedded: ClusterExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Empty:
+        def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+            return {"workers": {}}
+
+        def submit(self, *arguments: object, **options: object) -> Any:
+            return type("Pending", (), {"add_done_callback": lambda self, call: None})()
+
+        def cancel(self, futures: object) -> None:
+            pass
+
+    for name in ("_LOOK", "_PATIENCE"):
+        monkeypatch.setattr(dask_executor, name, 0.01)
+    folder, notes = fake_stage.make(tmp_path, 2), list[str]()
+    words = iter(["the queue is full", "the queue is full", ""])
+    running = Running(Empty(), lambda: None, explain=lambda: next(words))
+    with pytest.raises(ClusterError, match="no worker for"):
+        list(DaskExecutor(running).run(folder, [0], MIB, notes.append))
+    assert [note.partition(": ")[2] for note in notes] == ["the queue is full"] * 2
+    hopeless = Running(Empty(), lambda: None, failure=lambda: "invalid partition")
+    with pytest.raises(ClusterError, match="invalid partition"):
+        list(DaskExecutor(hopeless).run(folder, [0], MIB))
+
+
+def embedded_workers(embedded: ClusterExecutor, count: int) -> None:
+    """Wait for so many workers."""
+    assert embedded._running is not None
+    embedded._running.client.wait_for_workers(count, timeout=60)
+
+
 def test_a_killed_worker_is_replaced(embedded: ClusterExecutor, tmp_path: Path) -> None:
+    embedded_workers(embedded, 2)
     folder = fake_stage.make(tmp_path, 6, seconds=0.5)
     killed: list[int] = []
 
@@ -162,6 +232,7 @@ def test_embedded_cluster_listens_on_loopback_with_tls(embedded: ClusterExecutor
 DRIVER = """
 import sys, fake_stage, dask
 from pathlib import Path
+from typing import Any
 from dlpr.clusters.local import LocalStarter
 from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.memory import BASE_NBYTES
@@ -267,6 +338,7 @@ def test_a_killed_nanny_delays_and_a_killed_scheduler_ends_the_run(
 WORKER = """
 import sys, fake_stage
 from pathlib import Path
+from typing import Any
 from dlpr.engine.executors import WorkExecutor
 folder = fake_stage.StageFolder(Path(sys.argv[1]))
 for _ in WorkExecutor(int(sys.argv[2])).run(folder, folder.missing(), 0):
