@@ -48,6 +48,7 @@ from dlpr.engine.events import Event
 CLUSTER = os.environ.get("DLPR_NOTEBOOK_CLUSTER", "notebook")
 PROFILE = os.environ.get("DLPR_NOTEBOOK_PROFILE", "here")
 FOLDER = Path(os.environ.get("DLPR_NOTEBOOK_FOLDER") or Path.home() / "dlpr-notebook")
+started_here = False
 
 # %% [markdown]
 # ## Attach
@@ -72,7 +73,6 @@ def cluster(*words: str) -> Pretty:
 
 try:
     client = dlpr.connect(CLUSTER)
-    started_here = False
 except dlpr.DlprError as error:
     display(Pretty(str(error)))
     display(cluster("start", CLUSTER, "--profile", PROFILE, "--wait", "10min"))
@@ -125,24 +125,23 @@ run = background.submit(dlpr.run, job, client=client, listeners=(progress,))
 # %% [markdown]
 # ## Who works
 #
-# While the run goes on. Workers of SLURM may come later than the scheduler: run the cell again.
+# While the run goes on. Workers of SLURM may come later than the scheduler, and this waits for the
+# first; `dlpr cluster status NAME` says what SLURM says. Run the cell again for the news.
 
 # %%
+client.wait_for_workers(1)
 workers = client.scheduler_info(n_workers=-1)["workers"]
-display(
-    pd.DataFrame(
-        {
-            address: {
-                "name": worker["name"],
-                "threads": worker["nthreads"],
-                "memory limit (GiB)": worker["memory_limit"] / 2**30,
-                "in use (GiB)": worker["metrics"]["memory"] / 2**30,
-                "executing": worker["metrics"]["task_counts"].get("executing", 0),
-            }
-            for address, worker in workers.items()
-        }
-    ).T
-)
+facts = {
+    address: {
+        "name": worker["name"],
+        "threads": worker["nthreads"],
+        "memory limit (GiB)": worker["memory_limit"] / 2**30,
+        "in use (GiB)": worker["metrics"]["memory"] / 2**30,
+        "executing": worker["metrics"]["task_counts"].get("executing", 0),
+    }
+    for address, worker in workers.items()
+}
+display(pd.DataFrame.from_dict(facts, orient="index"))
 
 # %% [markdown]
 # ## Watch it
@@ -173,8 +172,9 @@ display(cluster("status", CLUSTER))
 #
 # Environments come in the order of the source file's atoms, so that they can be set beside
 # anything that is known of them: here the height of an atom in a slab of silicon. Towards both
-# surfaces, where bonds are broken, the LPR falls: the training data say less of what such an atom
-# contributes.
+# surfaces the LPR falls by two orders of magnitude: the training data say less of what such an
+# atom contributes. It is lowest some layers down, among atoms with all four bonds: counting bonds
+# would not have found them.
 
 # %%
 surface = xr.open_zarr(result.path, group="surface", consolidated=False)

@@ -103,8 +103,9 @@ display(table.style.format("{:.2g}").set_caption("Quantiles of the LPR by kind o
 # ## Before and after
 #
 # The LPR spans orders of magnitude: bins on a logarithmic axis. What was low rises where the
-# training set gained structures of that kind. Liquid silicon is in neither training set, and
-# stays low: those are the atoms to distrust, and the structures to add next.
+# training set gained structures of that kind. Liquid silicon is in neither training set: it gains
+# through its likeness to quenched silicon and stays low. Those are the atoms to distrust, and the
+# structures to add next.
 
 # %%
 lpr = {name: of_set.environment_lpr.values for name, of_set in data.items()}

@@ -8,6 +8,7 @@ import sys
 from dlpr.clusters import queue
 from dlpr.clusters.registry import ClusterFolder, create
 from dlpr.clusters.script import CONFIG, ask, own_kernel, scheduler_script
+from dlpr.errors import ClusterError
 from dlpr.job.cluster import Cluster
 
 
@@ -30,6 +31,7 @@ def start(folder: ClusterFolder, cluster: Cluster) -> str:
     ClusterError
         If one of this name is alive, or SLURM refuses a script.
     """
+    _refuse_waiting(folder)
     create(folder, cluster)
     try:
         if cluster.kind == "slurm" and cluster.spec.scheduler.place == "job":
@@ -38,6 +40,17 @@ def start(folder: ClusterFolder, cluster: Cluster) -> str:
     except BaseException:
         folder.remove()
         raise
+
+
+def _refuse_waiting(folder: ClusterFolder) -> None:
+    """A cluster whose scheduler's job is in the queue is no dead one."""
+    number = folder.record().get("job") if folder.path.exists() else None
+    job = queue.jobs([number]).get(number) if number else None
+    if job is not None and job.is_alive:
+        raise ClusterError(
+            f"cluster {folder.name!r} has its scheduler's {job}: wait for it, or `dlpr cluster "
+            f"stop {folder.name}` first."
+        )
 
 
 def _submit(folder: ClusterFolder, cluster: Cluster) -> str:

@@ -136,6 +136,19 @@ def test_two_clusters_side_by_side(desk: Desk) -> None:
         desk.check(name)
 
 
+def test_a_cluster_that_waits_for_its_scheduler_is_there(desk: Desk) -> None:
+    later = {"place": "job", "memory": "1GiB", "directives": ["--begin=now+1hour"]}
+    desk.profile("later", jobs=1, scheduler=later)
+    said = desk.said("cluster", "start", "later", "-p", "later", "--wait", "1s")
+    assert "dlpr cluster status later" in said
+    assert "PENDING (BeginTime)" in desk.said("cluster", "status", "later")
+    again = desk.said("cluster", "start", "later", "-p", "later", "--wait", "1s", code=6)
+    assert "dlpr cluster stop later" in again
+    assert len(slurm("squeue", "-h").splitlines()) == 1
+    desk.said("cluster", "stop", "later")
+    until(lambda: not slurm("squeue", "-h"))
+
+
 def test_work_as_a_job_array_without_dask(desk: Desk) -> None:
     job = desk.job("array")
     desk.said("plan", job)
