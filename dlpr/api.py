@@ -89,7 +89,8 @@ def pipeline(
         with workspace.owned():
             write_job(workspace.output, job)
             steps = Pipeline(job, workspace, kernel)
-            check_lifetime(steps, None if client is not None else begin.size)
+            if client is None:
+                check_lifetime(steps, begin.size)
             yield steps
     finally:
         executor.close()

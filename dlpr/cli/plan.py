@@ -41,13 +41,11 @@ def show_plan(path: Path, output: Path | None) -> None:
     ]
     size = starter(job.cluster, job.base).size
     worst = max(stage.task_nbytes for stage in found.stages)
-    if size is not None:
-        at_once = memory.tasks_at_once(worst, size.memory, size.threads)
-        peak = memory.BASE_NBYTES + at_once * worst
-        lines.append(
-            f"peak memory of a worker: at most {format_bytes(peak)} "
-            f"({at_once} task(s) at once) of {format_bytes(size.memory)}"
-        )
+    at_once = memory.tasks_at_once(worst, size.memory, size.threads)
+    lines.append(
+        f"peak memory of a worker: at most {format_bytes(memory.BASE_NBYTES + at_once * worst)} "
+        f"({at_once} task(s) at once) of {format_bytes(size.memory)}"
+    )
     longest = found.longest_task
     lines.append(f"longest task: about {longest.task_seconds:.0f} s, of {longest.stage}")
     lines.append(f"reused: {', '.join(before) or 'nothing'}")

@@ -108,8 +108,7 @@ def solver_lines(facts: Json) -> list[str]:
 def thread_line(job: Job) -> str:
     """How the cores of the workers are shared out."""
     numerics, size = job.numerics, starter(job.cluster, job.base).size
-    tasks = f"{size.threads} tasks at once" if size else "as many tasks at once as it has threads"
     return (
-        f"threads: a worker does {tasks}; BLAS {numerics.blas_threads} a task "
-        f"({numerics.factor_threads} in the factorization)"
+        f"threads: a worker does {size.threads} task(s) at once; BLAS {numerics.blas_threads} a "
+        f"task ({numerics.factor_threads} in the factorization)"
     )

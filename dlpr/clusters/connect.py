@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dlpr.clusters import queue
 from dlpr.clusters.registry import ClusterFolder, cluster_folder
-from dlpr.engine.starter import Running
+from dlpr.clusters.script import worker_size
+from dlpr.engine.starter import Running, Size
 from dlpr.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ class AttachStarter:
 
     name: str
     address: str | None = None
-    size: None = None
+
+    @property
+    def size(self) -> Size:
+        """What its workers have."""
+        return worker_size(cluster_folder(self.name).spec())
 
     @property
     def kernel(self) -> str | None:

@@ -254,6 +254,7 @@ def _job_class(crew: Crew) -> Any:
                 *(f"--mem={crew.found.memory >> 20}M", "--overlap", logs, "--job-name", self.name),
                 *("bash", str(script)),
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
             )
             self.job_id = str(self.process.pid)
             self.status = Status.running

@@ -13,7 +13,7 @@ from dlpr.clusters.credentials import AUTHORITY, CERTIFICATE, KEY
 from dlpr.core.blas import blas_kernel, with_kernel
 from dlpr.engine.starter import Size
 from dlpr.errors import ClusterError
-from dlpr.job.cluster import Slurm
+from dlpr.job.cluster import Cluster, Slurm
 from dlpr.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -50,10 +50,17 @@ class Ask:
         return Size(limit, self.cores, self.spec.lifetime)
 
     @property
+    def host_python(self) -> str:
+        """The command that runs the scheduler, which calls SLURM's: never in a container."""
+        if self.spec.python is None or self.spec.container is not None:
+            return shlex.quote(sys.executable)
+        return self.spec.python
+
+    @property
     def python(self) -> str:
-        """The command that runs Python on a node."""
+        """The command that runs Python for a worker."""
         if self.spec.container is None:
-            return self.spec.python or shlex.quote(sys.executable)
+            return self.host_python
         words = shlex.split(self.spec.container)
         inside = words if len(words) > 1 else ["apptainer", "exec", *words]
         return shlex.join([*inside, self.spec.python or "python3"])
@@ -83,6 +90,13 @@ def ask(spec: Slurm) -> Ask:
             f"cluster.slurm.memory is {found.memory // MIB} MiB; a worker needs 1 GiB at least."
         )
     return found
+
+
+def worker_size(cluster: Cluster) -> Size:
+    """What a worker of a cluster has, of kind local or slurm."""
+    if cluster.kind == "slurm":
+        return ask(cluster.spec).size
+    return Size(cluster.spec.memory_per_worker, cluster.spec.threads_per_worker)
 
 
 def worker_arguments(
@@ -117,7 +131,7 @@ def worker_arguments(
         "walltime": spec.walltime,
         "interface": spec.interface,
         "job_name": f"dlpr-{name}",
-        "job_extra_directives": _directives(spec, folder),
+        "job_extra_directives": [*_worker_directives(spec), *_logs(folder)],
         "job_script_prologue": [
             *_prologue(spec, folder, worker_environment(kernel, found.cores)),
             "exec \\",
@@ -130,10 +144,13 @@ def worker_arguments(
     return arguments | ({"protocol": "tls://", "security": security} if security else {})
 
 
-def _directives(spec: Slurm, folder: Path) -> list[str]:
+def _worker_directives(spec: Slurm) -> list[str]:
     constraint = [f"--constraint={spec.constraint}"] if spec.constraint else []
-    logs = [f"--output={folder}/logs/%x-%j.out", f"--error={folder}/logs/%x-%j.err"]
-    return [*constraint, *logs, *spec.directives]
+    return [*constraint, *spec.directives]
+
+
+def _logs(folder: Path) -> list[str]:
+    return [f"--output={folder}/logs/%x-%j.out", f"--error={folder}/logs/%x-%j.err"]
 
 
 def _prologue(spec: Slurm, folder: Path, environment: dict[str, str]) -> list[str]:
@@ -182,8 +199,9 @@ def scheduler_script(found: Ask, folder: Path, name: str) -> str:
     else:
         asks |= {"--ntasks": "1", "--cpus-per-task": "1", "--mem": f"{place.memory // MIB}M"}
     lines = [f"#SBATCH {key}={value}" for key, value in asks.items() if value]
-    lines += [f"#SBATCH {line}" for line in [*_directives(spec, folder), *place.directives]]
-    command = f"exec {found.python} -m dlpr cluster serve {shlex.quote(str(folder))}"
+    shared = _worker_directives(spec) if spec.workers == "steps" else []
+    lines += [f"#SBATCH {line}" for line in [*shared, *_logs(folder), *place.directives]]
+    command = f"exec {found.host_python} -m dlpr cluster serve {shlex.quote(str(folder))}"
     prologue = _prologue(spec, folder, own_kernel(spec))
     return "\n".join(["#!/usr/bin/env bash", *lines, *prologue, command, ""])
 

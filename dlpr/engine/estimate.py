@@ -295,14 +295,14 @@ def _rigidity(
     return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
-def check_lifetime(steps: Pipeline, size: Size | None) -> None:
+def check_lifetime(steps: Pipeline, size: Size) -> None:
     """Refuse tasks that would outlive their workers: such a task begins anew for ever.
 
     Raises
     ------
     ResourceError
     """
-    if size is None or size.lifetime is None:
+    if size.lifetime is None:
         return
     stage = estimate(steps).longest_task
     if stage.task_seconds > size.lifetime:

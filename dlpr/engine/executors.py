@@ -78,21 +78,15 @@ class ClusterExecutor:
         self, folder: StageFolder, tasks: Sequence[int], nbytes: int, note: Note = logger.info
     ) -> Iterator[Receipt]:
         """Do tasks on the cluster."""
-        return self._started().run(folder, tasks, nbytes, note)
-
-    def _started(self) -> DaskExecutor:
         if self._executor is None:
             self._running = self.starter.start(self.kernel)
             self._executor = DaskExecutor(self._running)
-        return self._executor
+        return self._executor.run(folder, tasks, nbytes, note)
 
     def require(self, nbytes: int) -> None:
         """Refuse tasks that a worker cannot hold."""
         size = self.starter.size
-        if size is not None:
-            tasks_at_once(nbytes, size.memory, size.threads)
-        else:
-            self._started().require(nbytes)
+        tasks_at_once(nbytes, size.memory, size.threads)
 
     def close(self) -> None:
         """Give back what was started."""

@@ -54,8 +54,8 @@ class Starter(Protocol):
     """A kind of cluster, before it runs."""
 
     @property
-    def size(self) -> Size | None:
-        """What a worker will have; None if that shows only later."""
+    def size(self) -> Size:
+        """What a worker has, or will have."""
         ...
 
     @property

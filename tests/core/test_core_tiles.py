@@ -116,7 +116,7 @@ def test_tiles_are_those_of_the_gram_matrix(
         np.testing.assert_allclose(tile, block, rtol=1e-12, atol=1e-11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     widths=st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any),

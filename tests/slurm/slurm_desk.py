@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -143,5 +142,7 @@ class Desk:
                 capture_output=True,
                 timeout=PATIENCE,
             )
-        subprocess.run(["scancel", f"--user={os.getuid()}"], capture_output=True, timeout=60)
+        left = slurm("squeue", "-h", "-o", "%A|%j").split()
+        ours = [line.split("|")[0] for line in left if line.split("|")[1].startswith("dlpr-")]
+        subprocess.run(["scancel", *ours], capture_output=True, timeout=60)
         until(lambda: not slurm("squeue", "-h"))

@@ -154,7 +154,8 @@ def test_work_as_a_job_array_without_dask(desk: Desk) -> None:
     desk.said("plan", job)
     command = f"exec {sys.executable} -m dlpr work {desk.folder / 'array'}"
     number = slurm(
-        *("sbatch", "--parsable", "--array=0-2", "--mem=1G", "-o", str(desk.folder / "%x-%A_%a")),
+        *("sbatch", "--parsable", "--job-name=dlpr-array", "--array=0-2", "--mem=1G"),
+        *("--output", str(desk.folder / "%x-%A_%a")),
         *(f"--export=ALL,XDG_CONFIG_HOME={desk.folder}", "--wrap", command),
     ).strip()
     before = desk.wait_for_receipts("array", 10)

@@ -21,7 +21,7 @@ from dlpr.store.folder import KEYS, StageFolder
 
 SOME = settings(
     deadline=None,
-    max_examples=25,
+    max_examples=10,
     derandomize=True,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -18,7 +18,7 @@ from dlpr.stages.structures import open_structures
 
 SOME = settings(
     deadline=None,
-    max_examples=25,
+    max_examples=12,
     derandomize=True,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -71,7 +71,7 @@ def flip(folder: StageFolder, number: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(
     plans=st.lists(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=5), max_size=4),
     seed=st.integers(0, 99),
