@@ -14,7 +14,6 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.terminate": 1.03,
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": None,
-    "distributed.deploy.lost-worker-timeout": "5s",
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
@@ -27,6 +26,8 @@ there is nothing on them.
 """
 
 
+CONFIG = "dask.yaml"
+"""These settings, in a cluster's folder, for its workers."""
 DASHBOARD: dict[str, Any] = {
     "distributed.scheduler.http.routes": [
         "distributed.http.scheduler.prometheus",

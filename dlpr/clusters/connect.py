@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dlpr.clusters import queue
 from dlpr.clusters.registry import ClusterFolder, cluster_folder
 from dlpr.clusters.script import worker_size
-from dlpr.engine.starter import Running, Size
+from dlpr.engine.starter import Fate, Running, Size
 from dlpr.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ def connect(name: str, address: str | None = None, timeout: float = TIMEOUT) -> 
         words = folder.state().get("explanation") or f"`dlpr cluster status {name}` says more"
         raise ClusterError(f"cluster {name!r} has no scheduler yet, or no more: {words}.")
     credentials = folder.credentials()
+    if address is not None and not address.startswith("tls://"):
+        raise ClusterError(f"needs an address such as tls://127.0.0.1:8786; found {address!r}")
     address = address or str(found["address"])
     from distributed import Client
 
@@ -60,8 +61,9 @@ def connect(name: str, address: str | None = None, timeout: float = TIMEOUT) -> 
             address, security=credentials.security(), timeout=timeout, set_as_default=False
         )
     except (OSError, TimeoutError) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
         raise ClusterError(
-            f"cluster {name!r} does not answer at {address} ({str(error).splitlines()[0]}). Is it "
+            f"cluster {name!r} does not answer at {address} ({why}). Is it "
             f"alive (`dlpr cluster status {name}`)? From outside its network an ssh tunnel leads "
             f"there: ssh -L 8786:{address.removeprefix('tls://')} LOGIN, then "
             f'dlpr.connect("{name}", "tls://127.0.0.1:8786").'
@@ -113,11 +115,9 @@ def _failure(folder: ClusterFolder) -> str | None:
     return None if found is None else str(found)
 
 
-def _fate(folder: ClusterFolder, worker: str) -> str:
-    number = folder.state().get("numbers", {}).get(worker)
+def _fate(folder: ClusterFolder, address: str) -> Fate:
+    number = folder.state().get("births", {}).get(address)
     if number is None:
         return ""
-    with suppress(ClusterError):
-        log = queue.tail(folder.logs / f"dlpr-{folder.name}-{number}.err")
-        return queue.fate(queue.jobs([number]).get(number), log)
-    return ""
+    log = queue.tail(folder.logs / f"dlpr-{folder.name}-{number}.err")
+    return queue.fate_of(str(number), log)

@@ -6,22 +6,24 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dlpr.clusters import queue
 from dlpr.clusters.config import DASK_CONFIG
+from dlpr.clusters.registry import NUMBERS
 from dlpr.clusters.script import Ask, worker_arguments
-from dlpr.errors import ClusterError
+from dlpr.engine.starter import Fate
+from dlpr.errors import ClusterError, DlprError
+from dlpr.store.files import write_json
 
 logger = logging.getLogger(__name__)
 
 PERIOD = 2.0
 """Seconds between two looks at the jobs."""
 STILLBORN = 3
-"""Jobs in a row that end without a worker, or are refused, before the crew is given up."""
+"""Jobs in a row, or as many as are wanted, that end without a worker before no more are tried."""
 
 
 class Crew:
@@ -40,11 +42,9 @@ class Crew:
 
     Attributes
     ----------
-    wanted : int
-        Workers that there should be.
     cluster : dask_jobqueue.SLURMCluster
-    numbers : dict of str to str
-        The latest job of every worker.
+    births : dict of str to str
+        The job of every worker by its address.
     """
 
     def __init__(
@@ -57,24 +57,23 @@ class Crew:
         web: dict[str, Any] | None = None,
     ) -> None:
         import dask
-        from dask_jobqueue.slurm import SLURMCluster
+
+        from dlpr.clusters.jobs import Jobs, job_class
 
         self.found, self.folder, self.name = found, folder, name
-        self.wanted = found.spec.jobs
-        self.numbers: dict[str, str] = {}
-        self._born: set[str] = set()
-        self._ends: Counter[str] = Counter()
+        self.births: dict[str, str] = {}
+        self._wanted = found.spec.jobs
+        self._steps = found.spec.within == "allocation"
         self._stillborn = 0
-        self._last_words = ""
+        self._refusal = self._last_words = ""
         self._stop = threading.Event()
-        arguments = worker_arguments(found, folder, name, kernel, security)
         with dask.config.set({**DASK_CONFIG, **(web or {})}):
-            self.cluster: Any = SLURMCluster(
+            self.cluster: Any = Jobs(
                 name=name,
-                job_cls=_job_class(self),
+                job_cls=job_class(folder, self._steps, self._refused),
                 scheduler_options={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
-                **arguments,
+                **worker_arguments(found, folder, name, kernel, security),
             )
         self._thread = threading.Thread(target=self._keep, name="dlpr-crew", daemon=True)
 
@@ -82,6 +81,11 @@ class Crew:
     def address(self) -> str:
         """The scheduler's, where workers and clients find it."""
         return str(self.cluster.scheduler.contact_address or self.cluster.scheduler_address)
+
+    def want(self, jobs: int) -> None:
+        """Keep so many workers from now on."""
+        if jobs != self._wanted:
+            self._wanted, self._stillborn = jobs, 0
 
     def start(self) -> None:
         """Ask for the first workers, then keep them up.
@@ -91,17 +95,14 @@ class Crew:
         ClusterError
             With SLURM's words, if it refuses the first of them.
         """
-        (self.folder / "worker.sh").write_text(self.cluster.job_script())
         self.tend()
         until = time.monotonic() + queue.SECONDS
-        while self.wanted and not self._last_words and time.monotonic() < until:
-            if any(job.job_id for job in list(self.cluster.workers.values())):
-                break
+        while not (self._refusal or self._numbers()) and time.monotonic() < until:
             time.sleep(0.05)
-        if self._last_words:
+        if self._refusal and not queue.is_silence(self._refusal):
             raise ClusterError(
-                f"SLURM refused a worker job: {self._last_words}. Its script is that of `dlpr "
-                f"cluster script PROFILE`: try it with sbatch by hand."
+                f"SLURM refused a worker job (sbatch): {self._refusal}. Its script is that of "
+                f"`dlpr cluster script PROFILE`: try it by hand."
             )
         self._thread.start()
 
@@ -109,160 +110,102 @@ class Crew:
         while not self._stop.wait(PERIOD):
             try:
                 self.tend()
-            except ClusterError as error:
-                logger.warning("%s", error)
+            except Exception:
+                logger.warning("the crew could not be looked after", exc_info=True)
 
     def tend(self) -> None:
         """Let go of jobs that have ended, and ask for what is missing."""
-        known = {name: job.job_id for name, job in list(self.cluster.workers.items())}
-        self.numbers |= {name: number for name, number in known.items() if number}
-        connected = self._connected()
-        self._born |= {known[name] for name in connected & known.keys() if known[name]}
-        if self._born & set(known.values()):
-            self._stillborn = 0
-        states = self._states(known)
-        for name, number in known.items():
-            state = states.get(number or "")
-            if name not in connected and (state is None or not state.is_alive):
-                self._let_go(name, number, state)
-        self.cluster.scale(self.wanted if self.failure() is None else 0)
+        self.cluster.sync(self._tend)
 
-    def _connected(self) -> set[str]:
-        return {str(worker.name) for worker in list(self.cluster.scheduler.workers.values())}
+    async def _tend(self) -> None:
+        known = dict(self.cluster.workers)
+        states = await asyncio.to_thread(self._states, [job.job_id for job in known.values()])
+        born = {str(w.name): str(w.address) for w in self.cluster.scheduler.workers.values()}
+        for name, job in known.items():
+            if self.cluster.workers.get(name) is not job:
+                continue
+            if name in born and job.job_id:
+                if born[name] not in self.births:
+                    self._stillborn = 0
+                self.births[born[name]] = job.job_id
+            elif not job.is_alive(states):
+                del self.cluster.workers[name]
+                await asyncio.to_thread(self._lost, job.job_id, states.get(job.job_id or ""))
+        await self._shrink(born)
+        if self._stillborn < max(STILLBORN, self._wanted):
+            self.cluster.scale(self._wanted)
+        with suppress(DlprError):
+            write_json(self.folder / NUMBERS, self._numbers())
 
-    def _states(self, known: dict[str, str | None]) -> dict[str, queue.QueueJob]:
-        if self.found.spec.workers == "steps":
-            steps = list(self.cluster.workers.items())
-            alive = {job.job_id: name for name, job in steps if getattr(job, "is_alive", False)}
-            return {
-                number: queue.QueueJob(number, name, "RUNNING", "", "")
-                for number, name in alive.items()
-            }
-        return queue.jobs(number for number in known.values() if number)
+    async def _shrink(self, born: dict[str, str]) -> None:
+        """Have the workers that are too many leave before their jobs are cancelled."""
+        names = sorted(self.cluster.worker_spec, key=lambda name: name in born)
+        extra = names[: max(0, len(names) - self._wanted)]
+        leaving = [name for name in extra if name in born]
+        if leaving:
+            await self.cluster.scheduler.retire_workers(names=leaving)
+        for name in extra:
+            del self.cluster.worker_spec[name]
 
-    def _let_go(self, name: str, number: str | None, state: queue.QueueJob | None) -> None:
-        end = state.state if state is not None else "gone"
-        if number is not None:
-            self._ends[end] += 1
-            if number not in self._born:
-                self._stillborn += 1
-                self._last_words = f"{state or f'job {number}'}: {self._log(number) or 'no log'}"
-        self.cluster.loop.add_callback(self.cluster.workers.pop, name, None)
+    def _states(self, numbers: list[str]) -> dict[str, queue.QueueJob]:
+        return {} if self._steps else queue.jobs(numbers)
 
-    def refused(self, words: str) -> None:
-        """A job was not taken."""
+    def _lost(self, number: str | None, state: queue.QueueJob | None) -> None:
+        """A job has ended. Without a worker, and by no hand of others, it counts."""
+        if number is None or number in self.births.values():
+            return
+        if state is None or state.state not in queue.TAKEN:
+            self._stillborn += 1
+            self._last_words = f"{state or f'job {number}'}: {self._log(number) or 'no log'}"
+
+    def _refused(self, words: str) -> None:
         self._stillborn += not queue.is_silence(words)
-        self._last_words = words
+        self._refusal = self._last_words = words
         logger.warning("SLURM refused a job: %s", words)
 
     def _log(self, number: str) -> str:
         return queue.tail(self.folder / "logs" / f"dlpr-{self.name}-{number}.err")
 
+    def _numbers(self) -> list[str]:
+        return [job.job_id for job in list(self.cluster.workers.values()) if job.job_id]
+
     def jobs(self) -> list[queue.QueueJob]:
-        """The workers' jobs as SLURM sees them now."""
-        numbers = [job.job_id for job in list(self.cluster.workers.values()) if job.job_id]
-        if self.found.spec.workers == "steps":
-            return [queue.QueueJob(number, self.name, "RUNNING", "", "") for number in numbers]
-        return list(queue.jobs(numbers).values())
+        """The workers' jobs as SLURM sees them."""
+        return list(self._states(self._numbers()).values())
 
     def explain(self) -> str:
         """Why there are no workers: each reason of SLURM once, and what to try."""
         try:
-            waiting = [job for job in self.jobs() if job.is_alive]
+            lines = queue.reasons(self.jobs())
         except ClusterError as error:
             return str(error)
-        reasons: dict[tuple[str, str, str], list[str]] = {}
-        for job in waiting:
-            reasons.setdefault((job.state, job.reason, job.advice), []).append(job.number)
-        lines = [
-            f"{len(numbers)} job(s) {state}"
-            + (f" ({reason})" if reason not in ("", "None") else "")
-            + f", the first of them {numbers[0]}"
-            + (f": {advice}" if advice else "")
-            for (state, reason, advice), numbers in reasons.items()
-        ]
         if self._last_words:
             lines.append(f"earlier: {self._last_words}")
         return "; ".join(lines) or "no job is in the queue"
 
     def failure(self) -> str | None:
         """What keeps every job from becoming a worker, None while there is hope."""
-        if self._stillborn < STILLBORN:
+        if self._stillborn < max(STILLBORN, self._wanted) or self._numbers():
             return None
         return (
             f"{self._stillborn} worker jobs in a row ended before their worker was there or were "
-            f"refused. The last: {self._last_words}\nLogs: {self.folder / 'logs'}. Try the script "
-            f"by hand: `dlpr cluster script`, then sbatch."
+            f"refused. The last: {self._last_words}. Try the script of `dlpr cluster script` by "
+            f"hand, with sbatch."
         )
 
-    def fate(self, name: str) -> str:
-        """What became of a worker: "memory", "preempted", or "" if that is not known."""
-        number = self.numbers.get(name)
-        if number is None or self.found.spec.workers == "steps":
-            return ""
-        with suppress(ClusterError):
-            return queue.fate(queue.jobs([number]).get(number), self._log(number))
-        return ""
+    def fate(self, address: str) -> Fate:
+        """What became of the worker that was at an address."""
+        number = self.births.get(address)
+        return queue.fate_of(number, self._log(number)) if number and not self._steps else ""
 
     def close(self) -> None:
         """Cancel the jobs and end the scheduler."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(2 * queue.SECONDS)
-        numbers = [job.job_id for job in list(self.cluster.workers.values())]
-        self.cluster.close()
-        if self.found.spec.workers == "jobs":
-            with suppress(ClusterError):
-                queue.cancel(number for number in numbers if number)
-
-
-def _job_class(crew: Crew) -> Any:
-    """A kind of worker for dask-jobqueue that tells the crew when it is refused."""
-    from dask_jobqueue import slurm
-    from distributed.core import Status
-
-    SLURMJob: Any = slurm.SLURMJob
-
-    class Submitted(SLURMJob):  # type: ignore[misc]
-        """A worker in a job of its own."""
-
-        async def start(self) -> None:
-            """Submit the job."""
-            try:
-                await super().start()
-            except (RuntimeError, ValueError, OSError) as error:
-                crew.refused(queue.said(str(error).partition("stderr:")[2] or str(error)))
-                raise
-
-    class Step(SLURMJob):  # type: ignore[misc]
-        """A worker in a step of the job that this process is in."""
-
-        process: asyncio.subprocess.Process | None = None
-
-        @property
-        def is_alive(self) -> bool:
-            """Whether the step runs."""
-            return self.process is not None and self.process.returncode is None
-
-        async def start(self) -> None:
-            """Start the step."""
-            script = crew.folder / f"{self.name}.sh"
-            script.write_text(self.job_script())
-            logs = f"--error={crew.folder}/logs/{self.name}.err"
-            self.process = await asyncio.create_subprocess_exec(
-                *("srun", "--ntasks=1", "--exact", f"--cpus-per-task={self.worker_cores}"),
-                *(f"--mem={crew.found.memory >> 20}M", "--overlap", logs, "--job-name", self.name),
-                *("bash", str(script)),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-            )
-            self.job_id = str(self.process.pid)
-            self.status = Status.running
-
-        async def close(self) -> None:
-            """End the step."""
-            if self.process is not None and self.is_alive:
-                self.process.terminate()
-                await self.process.wait()
-
-    return Step if crew.found.spec.workers == "steps" else Submitted
+        try:
+            if not self._steps:
+                with suppress(ClusterError):
+                    queue.cancel(self._numbers())
+        finally:
+            self.cluster.close()

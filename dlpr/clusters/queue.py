@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from getpass import getuser
 from pathlib import Path
 
+from dlpr.engine.starter import Fate
 from dlpr.errors import ClusterError
 
 SECONDS = 60.0
 """For which a command of SLURM may think."""
+FRESH = 2.0
+"""Seconds for which its answer is good enough to judge a death."""
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"})
-ALIVE = frozenset({*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT"})
 TAKEN = frozenset({"CANCELLED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"})
 """Ends that are no fault of what ran."""
+ENDED = frozenset({*TAKEN, "COMPLETED", "FAILED", "OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED"})
 _SILENCE = ("Unable to contact", "connect failure", "timed out", "Connection refused")
 """Words of commands whose controller is away for a while."""
 _MEMORY_WORDS = ("exceeded memory limit", "oom_kill", "oom-kill", "out of memory", "Out Of Memory")
 _ADVICE = {
     "Resources": "the queue is full: wait, or ask for less (cores, memory, walltime)",
     "Priority": "other jobs come first: wait, or ask for less (cores, memory, walltime)",
-    "QOSMaxJobsPerUserLimit": "your site limits jobs: lower `jobs`, or use `workers: steps`",
-    "AssocMaxJobsLimit": "your site limits jobs: lower `jobs`, or use `workers: steps`",
+    "QOSMaxJobsPerUserLimit": "your site limits jobs: lower `jobs`, or use `within: allocation`",
+    "AssocMaxJobsLimit": "your site limits jobs: lower `jobs`, or use `within: allocation`",
     "PartitionTimeLimit": "lower `walltime` below the partition's limit (`sinfo`)",
     "PartitionNodeLimit": "no node of this partition is large enough: lower `cores` or `memory`",
     "PartitionDown": "the partition is down: use another",
@@ -62,7 +67,7 @@ class QueueJob:
     @property
     def is_alive(self) -> bool:
         """Whether it waits, runs, or ends just now."""
-        return self.state in ALIVE
+        return self.state not in ENDED
 
     def __str__(self) -> str:
         where = f" on {self.node}" if self.node else ""
@@ -113,19 +118,47 @@ def said(text: str) -> str:
     return "; ".join(line for line in lines if line) or "it said nothing"
 
 
-def jobs(numbers: Iterable[str]) -> dict[str, QueueJob]:
-    """The jobs of these numbers that SLURM still knows, ended ones for some minutes."""
+def jobs(numbers: Iterable[str], fresh: bool = True) -> dict[str, QueueJob]:
+    """The jobs of these numbers that SLURM still knows, ended ones for some minutes.
+
+    Parameters
+    ----------
+    numbers : iterable of str
+    fresh : bool
+        Whether SLURM must be asked now; else its answer of a few seconds ago will do.
+    """
     wanted = {number for number in numbers if number}
     if not wanted:
         return {}
-    columns = "--format=%i|%j|%T|%r|%N"
-    listed = call(["squeue", "--noheader", "--states=all", columns, f"--user={getuser()}"])
+    if fresh:
+        _listing.cache_clear()
     found: dict[str, QueueJob] = {}
-    for line in listed.splitlines():
+    for line in _listing(int(time.monotonic() / FRESH)).splitlines():
         number, name, state, reason, node = (line.strip().split("|") + [""] * 5)[:5]
         if number in wanted:
             found[number] = QueueJob(number, name, state, reason, node)
     return found
+
+
+@lru_cache(maxsize=1)
+def _listing(tick: int) -> str:
+    columns = "--format=%i|%j|%T|%r|%N"
+    return call(["squeue", "--noheader", "--states=all", columns, f"--user={getuser()}"])
+
+
+def reasons(found: Iterable[QueueJob]) -> list[str]:
+    """Why jobs wait: each reason once, with how many and what to try."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for job in found:
+        if job.is_alive:
+            alike.setdefault((job.state, job.reason, job.advice), []).append(job.number)
+    return [
+        f"{len(numbers)} job(s) {state}"
+        + (f" ({reason})" if reason not in ("", "None") else "")
+        + f", the first of them {numbers[0]}"
+        + (f": {advice}" if advice else "")
+        for (state, reason, advice), numbers in alike.items()
+    ]
 
 
 def submit(script: Path) -> str:
@@ -157,8 +190,16 @@ def tail(path: Path, n_lines: int = 8) -> str:
     return "\n".join(line for line in lines[-n_lines:] if line.strip())
 
 
-def fate(job: QueueJob | None, log: str) -> str:
-    """What ended a job: "memory", "preempted", or "" if that is not known.
+def fate_of(number: str, log: str) -> Fate:
+    """What became of the worker of a job, as far as SLURM says."""
+    try:
+        return fate(jobs([number], fresh=False).get(number), log)
+    except ClusterError:
+        return ""
+
+
+def fate(job: QueueJob | None, log: str) -> Fate:
+    """What ended a job: "memory", "preempted", or "" if that is not known or it runs.
 
     Parameters
     ----------
@@ -167,6 +208,8 @@ def fate(job: QueueJob | None, log: str) -> str:
     log : str
         The end of its error log.
     """
+    if job is not None and job.state == "RUNNING":
+        return ""
     if (job is not None and job.state == "OUT_OF_MEMORY") or any(w in log for w in _MEMORY_WORDS):
         return "memory"
     words = ("CANCELLED", "PREEMPTION", "TIME LIMIT", "NODE FAILURE", "REQUEUE")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from dlpr.clusters.config import DASK_CONFIG
+from dlpr.clusters import queue
+from dlpr.clusters.config import CONFIG, DASK_CONFIG
 from dlpr.clusters.credentials import Credentials, make_credentials, open_credentials
 from dlpr.errors import ClusterError
 from dlpr.job.cluster import Cluster
@@ -23,19 +24,35 @@ from dlpr.store.files import Json, look_again, read_json, write_json
 from dlpr.store.lease import Lease
 
 VARIABLE = "DLPR_CLUSTERS"
+NUMBERS = "numbers.json"
+"""All worker jobs, for whoever has to end them in the scheduler's place."""
+RUN = "run-"
+"""How the names of clusters begin that live and die with a run."""
 VALID = timedelta(days=30)
 """For which a cluster's credentials can be used: it ends with them."""
+YOUNG = 20.0
+"""Seconds in which a new process has to show a sign of life."""
 _WATCH = 5.0
 """Seconds for which the sign of life of another host is watched."""
 
 
 def clusters_home() -> Path:
-    """Where clusters have their folders: ``$DLPR_CLUSTERS``, or below ``$XDG_STATE_HOME``."""
-    chosen = os.environ.get(VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser().absolute()
+    """Where clusters have their folders: ``$DLPR_CLUSTERS``, or below ``$XDG_STATE_HOME``.
+
+    Raises
+    ------
+    ClusterError
+        If a job script could not name it.
+    """
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "dlpr" / "clusters"
+    chosen = os.environ.get(VARIABLE) or Path(state) / "dlpr" / "clusters"
+    home = Path(chosen).expanduser().absolute()
+    if re.search(r"[\s%\\'\"$`]", str(home)):
+        raise ClusterError(
+            f"{home} cannot stand in a job script: set ${VARIABLE} to a folder whose path has no "
+            f"spaces, quotes, $ or %."
+        )
+    return home
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,7 @@ class ClusterFolder:
 
     def wanted(self) -> Json:
         """What its user wants of it: ``jobs``, ``stop``."""
+        look_again(self.path)
         return read_json(self.path / "wanted.json") or {}
 
     def want(self, **wishes: Any) -> None:
@@ -114,8 +132,27 @@ class ClusterFolder:
         write_json(self.path / "wanted.json", {**self.wanted(), **wishes})
 
     def say(self, name: str, content: Json) -> None:
-        """Write one of the files above."""
-        write_json(self.path / f"{name}.json", content)
+        """Write one of the files above, if the folder is still there."""
+        if self.exists():
+            write_json(self.path / f"{name}.json", content)
+
+    def exists(self) -> bool:
+        """Whether there is such a cluster."""
+        look_again(self.path)
+        return (self.path / "record.json").exists()
+
+    def is_young(self) -> bool:
+        """Whether it was made so lately that its scheduler's process may just begin.
+
+        By the clock of the file system alone.
+        """
+        if self.state() or self.record().get("job") or self.lease().owner() is not None:
+            return False
+        probe = self.path / ".now.partial"
+        probe.touch()
+        age = probe.stat().st_mtime - (self.path / "record.json").stat().st_mtime
+        probe.unlink()
+        return age < YOUNG
 
     def is_alive(self) -> bool:
         """Whether its scheduler lives; one on another host is watched for some seconds."""
@@ -170,13 +207,15 @@ def create(folder: ClusterFolder, cluster: Cluster, valid: timedelta = VALID) ->
     ClusterError
         If a cluster of this name is alive, or the folder cannot be made.
     """
-    if folder.path.exists():
-        if folder.is_alive():
+    reap()
+    if folder.exists():
+        if folder.is_alive() or folder.is_young():
             raise ClusterError(
                 f"cluster {folder.name!r} is alive: `dlpr cluster status {folder.name}`. Use it, "
                 f"stop it, or take another name."
             )
-        folder.remove()
+        end_jobs(folder)
+    folder.remove()
     try:
         folder.path.mkdir(parents=True, mode=0o700)
         folder.path.chmod(0o700)
@@ -194,5 +233,21 @@ def create(folder: ClusterFolder, cluster: Cluster, valid: timedelta = VALID) ->
         for part in parents:
             place = place.setdefault(part, {})
         place[last] = value
-    (folder.path / "dask.yaml").write_text(yaml.safe_dump(nested))
-    folder.say("record", {"cluster": cluster.model_dump(mode="json"), "host": socket.gethostname()})
+    (folder.path / CONFIG).write_text(yaml.safe_dump(nested))
+    write_json(folder.path / "record.json", {"cluster": cluster.model_dump(mode="json")})
+
+
+def end_jobs(folder: ClusterFolder) -> None:
+    """Cancel the worker jobs that a dead scheduler has left."""
+    numbers = read_json(folder.path / NUMBERS)
+    if isinstance(numbers, list):
+        queue.cancel([str(number) for number in numbers])
+
+
+def reap() -> None:
+    """Remove what dead runs have left of their own clusters."""
+    for folder in folders():
+        if folder.name.startswith(RUN) and not (folder.is_alive() or folder.is_young()):
+            with suppress(ClusterError):
+                end_jobs(folder)
+                folder.remove()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlpr.clusters.config import usable_nbytes, worker_environment
+from dlpr.clusters.config import CONFIG, usable_nbytes, worker_environment
 from dlpr.clusters.credentials import AUTHORITY, CERTIFICATE, KEY
 from dlpr.core.blas import blas_kernel, with_kernel
 from dlpr.engine.starter import Size
@@ -24,7 +24,6 @@ HEADROOM = 256 * MIB
 """Of a job's memory, for the nanny and for what the kernel counts with it; and a twentieth."""
 DEATH_TIMEOUT = 300
 """Seconds after which a worker without a scheduler gives its job back."""
-CONFIG = "dask.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,13 @@ class Ask:
     def size(self) -> Size:
         """What the worker in the job has."""
         limit = self.memory - HEADROOM - self.memory // 20
-        return Size(limit, self.cores, self.spec.lifetime)
+        life = self.spec.lifetime
+        return Size(limit, self.cores, None if life is None else life - 2 * self.stagger)
+
+    @property
+    def stagger(self) -> int:
+        """Seconds by which workers' lives differ, so that they do not all end at once."""
+        return (self.spec.lifetime or 0) // 20
 
     @property
     def host_python(self) -> str:
@@ -76,15 +81,24 @@ def ask(spec: Slurm) -> Ask:
     import dask.config
     import dask_jobqueue  # noqa: F401  (its defaults are Dask's then)
 
-    cores = spec.cores or dask.config.get("jobqueue.slurm.cores", None)
-    memory = spec.memory or dask.config.get("jobqueue.slurm.memory", None)
+    site = dask.config.get("jobqueue.slurm", {})
+    cores, memory = spec.cores or site.get("cores"), spec.memory or site.get("memory")
     missing = [name for name, value in (("cores", cores), ("memory", memory)) if value is None]
     if missing:
         raise ClusterError(
             f"neither cluster.slurm nor Dask's jobqueue.yaml says {' and '.join(missing)} of a "
             f"worker job: add for instance `cores: 4` and `memory: 8GiB`."
         )
-    found = Ask(spec, int(cores), parse_bytes(memory))
+    filled = {
+        "partition": spec.partition or site.get("queue"),
+        "account": spec.account or site.get("account"),
+        "walltime": spec.walltime or site.get("walltime"),
+        "interface": spec.interface or site.get("interface"),
+        "scratch": spec.scratch or site.get("local-directory"),
+        "directives": (*(site.get("job-extra-directives") or ()), *spec.directives),
+        "prologue": (*(site.get("job-script-prologue") or ()), *spec.prologue),
+    }
+    found = Ask(spec.model_copy(update=filled), int(cores), parse_bytes(memory))
     if usable_nbytes(found.size.memory) <= 0:
         raise ClusterError(
             f"cluster.slurm.memory is {found.memory // MIB} MiB; a worker needs 1 GiB at least."
@@ -118,9 +132,9 @@ def worker_arguments(
     spec, size = found.spec, found.size
     extra = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
     extra += ["--resources", f"dlpr_nbytes={usable_nbytes(size.memory):.0f}"]
-    if size.lifetime is not None:
-        extra += ["--lifetime", f"{size.lifetime}s"]
-        extra += ["--lifetime-stagger", f"{size.lifetime // 20}s"]
+    if spec.lifetime is not None:
+        life = spec.lifetime - found.stagger
+        extra += ["--lifetime", f"{life}s", "--lifetime-stagger", f"{found.stagger}s"]
     arguments = {
         "cores": found.cores,
         "memory": f"{size.memory} B",
@@ -137,7 +151,7 @@ def worker_arguments(
             "exec \\",
         ],
         "worker_extra_args": extra,
-        "local_directory": spec.scratch,
+        "local_directory": f'"{spec.scratch}"' if spec.scratch else None,
         "death_timeout": DEATH_TIMEOUT,
         "python": found.python,
     }
@@ -191,7 +205,7 @@ def scheduler_script(found: Ask, folder: Path, name: str) -> str:
         "--account": spec.account,
         "--time": walltime,
     }
-    if spec.workers == "steps":
+    if spec.within == "allocation":
         per_core = -(-max(found.memory, place.memory) // MIB // found.cores)
         asks["--ntasks"] = str(spec.jobs + 1)
         asks["--cpus-per-task"] = str(found.cores)
@@ -199,7 +213,7 @@ def scheduler_script(found: Ask, folder: Path, name: str) -> str:
     else:
         asks |= {"--ntasks": "1", "--cpus-per-task": "1", "--mem": f"{place.memory // MIB}M"}
     lines = [f"#SBATCH {key}={value}" for key, value in asks.items() if value]
-    shared = _worker_directives(spec) if spec.workers == "steps" else []
+    shared = _worker_directives(spec) if spec.within == "allocation" else []
     lines += [f"#SBATCH {line}" for line in [*shared, *_logs(folder), *place.directives]]
     command = f"exec {found.host_python} -m dlpr cluster serve {shlex.quote(str(folder))}"
     prologue = _prologue(spec, folder, own_kernel(spec))

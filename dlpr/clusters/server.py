@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dlpr.clusters import queue
 from dlpr.clusters.config import DASHBOARD, worker_environment
 from dlpr.clusters.crew import Crew
 from dlpr.clusters.local import LocalStarter
-from dlpr.clusters.registry import ClusterFolder
+from dlpr.clusters.registry import ClusterFolder, end_jobs
 from dlpr.clusters.script import ask
 from dlpr.core.blas import blas_kernel
 from dlpr.engine.probe import versions
 from dlpr.engine.stopping import is_asked, soft_stops
-from dlpr.errors import ClusterError
+from dlpr.errors import ClusterError, DlprError
 from dlpr.store.files import Json
+from dlpr.store.lease import Lease
 
 PERIOD = 1.0
 """Seconds between two looks at what is wanted."""
 STATE_PERIOD = 2.0
 """Seconds between two reports."""
+PATIENCE = 30.0
+"""Seconds in which a scheduler has to end itself."""
+_NOBODY = frozenset({"fire-and-forget"})
+"""Clients of a scheduler that are none."""
 
 
 class _Workers(Protocol):
@@ -32,7 +39,7 @@ class _Workers(Protocol):
 
     cluster: Any
 
-    def scale(self, jobs: int) -> None: ...
+    def want(self, jobs: int) -> None: ...
 
     def report(self) -> Json: ...
 
@@ -45,12 +52,15 @@ class _LocalWorkers:
         begin = LocalStarter(spec.workers, spec.threads_per_worker, spec.memory_per_worker)
         environment = worker_environment(blas_kernel(), spec.threads_per_worker)
         self.cluster: Any = begin.open(security, environment, DASHBOARD)
+        self._jobs = spec.workers
 
-    def scale(self, jobs: int) -> None:
-        self.cluster.scale(jobs)
+    def want(self, jobs: int) -> None:
+        if jobs != self._jobs:
+            self._jobs = jobs
+            self.cluster.scale(jobs)
 
     def report(self) -> Json:
-        return {"jobs": [], "numbers": {}, "explanation": "", "failure": None}
+        return {}
 
     def close(self) -> None:
         self.cluster.close()
@@ -61,20 +71,22 @@ class _SlurmWorkers:
         found = ask(folder.spec().spec)
         self._crew = Crew(found, folder.path, folder.name, blas_kernel(), security, DASHBOARD)
         self.cluster = self._crew.cluster
-        self._crew.start()
+        try:
+            self._crew.start()
+        except BaseException:
+            self._crew.close()
+            raise
 
-    def scale(self, jobs: int) -> None:
-        self._crew.wanted = jobs
+    def want(self, jobs: int) -> None:
+        self._crew.want(jobs)
 
     def report(self) -> Json:
-        with suppress(ClusterError):
-            return {
-                "jobs": [str(job) for job in self._crew.jobs()],
-                "numbers": self._crew.numbers,
-                "explanation": self._crew.explain(),
-                "failure": self._crew.failure(),
-            }
-        return {}
+        return {
+            "jobs": [str(job) for job in self._crew.jobs()],
+            "births": self._crew.births,
+            "explanation": self._crew.explain(),
+            "failure": self._crew.failure(),
+        }
 
     def close(self) -> None:
         self._crew.close()
@@ -92,17 +104,23 @@ def serve(folder: ClusterFolder) -> None:
     lease.acquire()
     with lease.held(), soft_stops():
         try:
-            _serve(folder)
+            _serve(folder, lease)
+            folder.say("state", {"explanation": "it was stopped, or idle for long"})
         except ClusterError as error:
             folder.say("state", {"explanation": str(error), "failure": str(error)})
             raise
+        finally:
+            shutil.rmtree(folder.tls, ignore_errors=True)
 
 
-def _serve(folder: ClusterFolder) -> None:
-    cluster = folder.spec()
-    idle = cluster.spec.idle_timeout
-    kind = _LocalWorkers if cluster.kind == "local" else _SlurmWorkers
-    workers: _Workers = kind(folder, folder.credentials().security())
+def _serve(folder: ClusterFolder, lease: Lease) -> None:
+    cluster, credentials = folder.spec(), folder.credentials()
+    kind, jobs = (
+        (_LocalWorkers, cluster.spec.workers)
+        if cluster.kind == "local"
+        else (_SlurmWorkers, cluster.spec.jobs)
+    )
+    workers: _Workers = kind(folder, credentials.security())
     scheduler = workers.cluster.scheduler
     try:
         folder.say(
@@ -118,26 +136,34 @@ def _serve(folder: ClusterFolder) -> None:
             },
         )
         reported = -STATE_PERIOD
-        while not is_asked() and not folder.wanted().get("stop"):
-            if idle and time.time() - (scheduler.idle_since or time.time()) > idle:
+        while not is_asked() and not lease.lost and folder.exists():
+            wanted = folder.wanted()
+            idle = workers.cluster.sync(_idle_seconds, scheduler)
+            if wanted.get("stop") or 0 < cluster.spec.idle_timeout < idle:
                 break
-            workers.scale(int(folder.wanted().get("jobs", _jobs(cluster.spec))))
+            if datetime.now(UTC) >= credentials.expires:
+                break
+            workers.want(int(wanted.get("jobs", jobs)))
             if time.monotonic() - reported >= STATE_PERIOD:
-                folder.say("state", {**_state(scheduler), **workers.report()})
+                with suppress(DlprError):  # a full disk, or a silent SLURM, is no reason to end
+                    state = workers.cluster.sync(_state, scheduler)
+                    folder.say("state", {**state, **workers.report()})
                 reported = time.monotonic()
             time.sleep(PERIOD)
     finally:
-        (folder.path / "scheduler.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder.path / "scheduler.json").unlink(missing_ok=True)
         workers.close()
-        shutil.rmtree(folder.tls, ignore_errors=True)
-        folder.say("state", {"explanation": "it was stopped, or idle for long"})
 
 
-def _jobs(spec: Any) -> int:
-    return int(spec.workers if isinstance(spec.workers, int) else spec.jobs)
+async def _idle_seconds(scheduler: Any) -> float:
+    """For how long nobody has used it: a client that waits for workers uses it."""
+    if scheduler.clients.keys() - _NOBODY and not scheduler.workers:
+        scheduler.idle_since = time.time()
+    return time.time() - (scheduler.idle_since or time.time())
 
 
-def _state(scheduler: Any) -> Json:
+async def _state(scheduler: Any) -> Json:
     """What the scheduler knows of workers and tasks."""
     workers = [
         {
@@ -148,12 +174,13 @@ def _state(scheduler: Any) -> Json:
             "resident_nbytes": worker.metrics.get("memory", 0),
             "executing": len(worker.executing),
         }
-        for worker in list(scheduler.workers.values())
+        for worker in scheduler.workers.values()
     ]
-    return {"workers": workers, "tasks": len(scheduler.tasks), "clients": len(scheduler.clients)}
+    clients = scheduler.clients.keys() - _NOBODY
+    return {"workers": workers, "tasks": len(scheduler.tasks), "clients": len(clients)}
 
 
-def stop(folder: ClusterFolder, patience: float = 30.0) -> bool:
+def stop(folder: ClusterFolder) -> bool:
     """Have a cluster's scheduler end itself and its workers; cancel what does not.
 
     Returns
@@ -161,17 +188,18 @@ def stop(folder: ClusterFolder, patience: float = 30.0) -> bool:
     bool
         Whether it ended by itself.
     """
-    record = folder.record()
+    record, scheduler = folder.record(), folder.scheduler()
     folder.want(stop=True)
-    until = time.monotonic() + patience
+    until = time.monotonic() + PATIENCE
     alive = folder.is_alive()
     while alive and time.monotonic() < until:
         time.sleep(0.5)
         alive = folder.is_alive()
-    numbers = [str(record["job"])] if record.get("job") else []
-    if alive:
-        numbers += folder.state().get("numbers", {}).values()
-    if numbers:
-        queue.cancel(numbers)
+    if alive and scheduler is not None and scheduler["host"] == socket.gethostname():
+        with suppress(ProcessLookupError):
+            os.kill(scheduler["pid"], signal.SIGKILL)
+    if record.get("job"):
+        queue.cancel([str(record["job"])])
+    end_jobs(folder)
     folder.remove()
     return not alive

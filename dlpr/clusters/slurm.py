@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dlpr.clusters.connect import TIMEOUT
 from dlpr.clusters.crew import Crew
-from dlpr.clusters.registry import cluster_folder, create
+from dlpr.clusters.registry import RUN, cluster_folder, create
 from dlpr.clusters.script import ask
 from dlpr.core.blas import blas_kernel, with_kernel
 from dlpr.engine.starter import Running, Size
@@ -48,7 +48,7 @@ class SlurmStarter:
         from distributed import Client
 
         found = ask(self.spec)
-        folder = cluster_folder(f"run-{os.getpid()}-{secrets.token_hex(3)}")
+        folder = cluster_folder(f"{RUN}{os.getpid()}-{secrets.token_hex(3)}")
         create(folder, Cluster(slurm=self.spec))
         lease = folder.lease()
         lease.acquire()

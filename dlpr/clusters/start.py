@@ -6,8 +6,9 @@ import os
 import sys
 
 from dlpr.clusters import queue
+from dlpr.clusters.config import CONFIG
 from dlpr.clusters.registry import ClusterFolder, create
-from dlpr.clusters.script import CONFIG, ask, own_kernel, scheduler_script
+from dlpr.clusters.script import ask, own_kernel, scheduler_script
 from dlpr.errors import ClusterError
 from dlpr.job.cluster import Cluster
 

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from itertools import chain
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -73,13 +74,16 @@ class DaskExecutor:
         waiting: dict[Any, int] = {}
         done: SimpleQueue[Any] = SimpleQueue()
         queue, judge = deque(tasks), _Judge(self.running, folder, nbytes)
-        watch = _Watch(self.running, note)
+        watch, leaving = _Watch(self.running, note), False
         try:
             while queue or waiting:
                 with _scheduler_needed():
                     if watch.is_due():
                         slots, resources = self._slots(nbytes, folder)
                         watch.saw(slots)
+                    if is_asked() and not leaving:
+                        leaving = True
+                        self._take_back(waiting)
                     while slots and queue and len(waiting) < _WINDOW * slots and not is_asked():
                         future = self._submit(folder, queue[0], resources)
                         waiting[future] = queue.popleft()
@@ -89,6 +93,8 @@ class DaskExecutor:
                     try:
                         future = done.get(timeout=_LOOK if waiting else _POLL)
                     except Empty:
+                        continue
+                    if future not in waiting:  # taken back
                         continue
                     task = waiting.pop(future)
                     error = future.exception() if future.status != "finished" else None
@@ -103,6 +109,13 @@ class DaskExecutor:
         finally:
             with suppress(CancelledError, AsyncCancelledError, OSError, RuntimeError):
                 self.client.cancel(list(waiting))
+
+    def _take_back(self, waiting: dict[Any, int]) -> None:
+        """Withdraw the tasks that no worker has begun."""
+        begun = set(chain(*self.client.run(_executing, on_error="ignore").values()))
+        for future in [one for one in waiting if one.key not in begun]:
+            del waiting[future]
+            future.cancel()
 
     def _slots(self, nbytes: int, folder: StageFolder) -> tuple[int, dict[str, float] | None]:
         """How many tasks of this size run at once, and the resource each takes.
@@ -237,7 +250,7 @@ class _Judge:
             )
             self._count(self._failures, task, _FAILURES, cause, error)
         elif not worker.executing or key in worker.executing:
-            fate = self._running.fate(str(worker.name))
+            fate = self._running.fate(str(worker.address))
             if fate == "memory":
                 cause = (
                     f"SLURM ended its job for memory; the plan promised "
@@ -271,6 +284,11 @@ class _Judge:
             ) from error
 
 
+def _executing(dask_worker: Any) -> list[str]:
+    """In a worker: keys of the tasks that it has begun."""
+    return [str(task.key) for task in dask_worker.state.executing]
+
+
 _GONE = (
     "the scheduler is gone or has no workers ({}). Finished tasks are kept: start the cluster anew "
     "if it is yours, and run the same command again."
@@ -280,7 +298,12 @@ _GONE = (
 @contextmanager
 def _scheduler_needed() -> Iterator[None]:
     """Turn what Dask raises when it cannot reach scheduler or workers into a message for users."""
+    from distributed.client import ClosedClientError
+
     try:
         yield
-    except (CancelledError, AsyncCancelledError, OSError, TimeoutError) as error:
+    except (
+        *(CancelledError, AsyncCancelledError, ClosedClientError),
+        *(OSError, TimeoutError),
+    ) as error:
         raise ClusterError(_GONE.format(str(error) or type(error).__name__)) from error

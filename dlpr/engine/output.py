@@ -34,11 +34,19 @@ def write_job(output: Path, job: Job) -> None:
     record = {
         "format_version": FORMAT_VERSION,
         "base": str(job.base),
-        "job": job.resolved(),
+        "job": _without_secrets(job.resolved()),
         "kernel": planned_kernel(output),
     }
     if found != record:
         write_json(output / JOB, record)
+
+
+def _without_secrets(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without what the environment of worker jobs may hold: others may read the folder."""
+    cluster = {kind: {**spec} for kind, spec in job["cluster"].items()}
+    for spec in cluster.values():
+        spec.pop("environment", None)
+    return {**job, "cluster": cluster}
 
 
 def planned_kernel(output: Path, workers: str | None = None) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Fate = Literal["memory", "preempted", ""]
+"""What became of a worker, as far as anybody knows."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Running:
     failure : callable
         Why there will never be any, None while there may be.
     fate : callable
-        What became of the worker of a name that is gone: "memory", "preempted" or "".
+        What became of the worker that was at an address.
     """
 
     client: Any
     close: Callable[[], None]
     explain: Callable[[], str] = lambda: ""
     failure: Callable[[], str | None] = lambda: None
-    fate: Callable[[str], str] = lambda name: ""
+    fate: Callable[[str], Fate] = lambda address: ""
 
 
 class Starter(Protocol):

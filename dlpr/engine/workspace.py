@@ -76,13 +76,13 @@ class Workspace:
         done = folder.n_tasks - len(missing)
         self.tell(Event("stage", role, done, folder.n_tasks, reason))
         if missing:
-            nbytes = task_nbytes(folder)
+            nbytes, lacking = task_nbytes(folder), set(missing)
 
             def note(text: str) -> None:
                 self.tell(Event("note", role, text=text))
 
             for wave in folder.waves():
-                ready = [task for task in wave if task in missing]
+                ready = [task for task in wave if task in lacking]
                 for receipt in self.executor.run(folder, ready, nbytes, note) if ready else ():
                     done += 1
                     self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from dlpr.errors import JobError
-from dlpr.job.sections import Bytes, Choice, Count, CountOrNone, Seconds, Section, Text, list_one
+from dlpr.job.sections import Bytes, Choice, Count, CountOrNone, Line, Seconds, Section, list_one
 from dlpr.job.text import explain, read_mapping
 
 _MEMORY_SHARE = 0.8  # of the machine, for all workers by default
@@ -70,7 +70,7 @@ class Local(Section):
     workers: Count = 0
     threads_per_worker: Count = 1
     memory_per_worker: Bytes = 0
-    scratch: Text | None = None
+    scratch: Line | None = None
     idle_timeout: Seconds = 3600
 
     @model_validator(mode="after")
@@ -90,7 +90,8 @@ Walltime = Annotated[
     AfterValidator(_check_walltime),
     Field(description='a time as SLURM writes it, in quotes: "2:30:00" or "1-00:00:00"'),
 ]
-Lines = Annotated[tuple[Text, ...], BeforeValidator(list_one), Field(description="lines of text")]
+Variable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+Lines = Annotated[tuple[Line, ...], BeforeValidator(list_one), Field(description="lines of text")]
 
 
 class SchedulerPlace(Section):
@@ -99,7 +100,7 @@ class SchedulerPlace(Section):
     place: Literal["job", "process"] = "job"
     memory: Bytes = 2 * 2**30
     walltime: Walltime | None = None
-    partition: Text | None = None
+    partition: Line | None = None
     directives: Lines = ()
 
 
@@ -108,21 +109,23 @@ class Slurm(Section):
 
     profile: Name | None = None
     jobs: Count = 1
-    workers: Literal["jobs", "steps"] = "jobs"
+    within: Literal["jobs", "allocation"] = "jobs"
     cores: CountOrNone = None
     memory: Bytes | None = Field(default=None, description="a size such as 8GiB")
     walltime: Walltime | None = None
-    partition: Text | None = None
-    account: Text | None = None
-    constraint: Text | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    constraint: Line | None = None
     directives: Lines = ()
     prologue: Lines = ()
-    environment: dict[str, str] = Field(default={}, description="names, each followed by text")
-    container: Text | None = None
-    python: Text | None = None
-    interface: Text | None = None
-    scratch: Text | None = None
-    blas_kernel: Text | None = None
+    environment: dict[Variable, Line] = Field(
+        default={}, description="names, each followed by text"
+    )
+    container: Line | None = None
+    python: Line | None = None
+    interface: Line | None = None
+    scratch: Line | None = None
+    blas_kernel: Line | None = None
     idle_timeout: Seconds = 3600
     scheduler: SchedulerPlace = SchedulerPlace()
 
@@ -149,7 +152,7 @@ class Attach(Section):
     """A running cluster that dlpr has started: by name, and by address where a tunnel leads."""
 
     name: Name
-    address: Text | None = Field(default=None, description="tls://HOST:PORT, this end of a tunnel")
+    address: Line | None = Field(default=None, description="tls://HOST:PORT, this end of a tunnel")
 
     @model_validator(mode="before")
     @classmethod

@@ -86,6 +86,9 @@ def _copy_plain(value: object) -> object:
 
 
 Text = Annotated[str, Field(min_length=1, description="text")]
+Line = Annotated[
+    str, Field(min_length=1, pattern=r"^[^\n\r\x00]*$", description="text on one line")
+]
 Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0)]
 Count = Annotated[
     int, BeforeValidator(_refuse_boolean), Field(ge=1, description="a whole number >= 1")

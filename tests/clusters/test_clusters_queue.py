@@ -67,6 +67,7 @@ def test_a_controller_that_does_not_answer(tools: Path, monkeypatch: pytest.Monk
         ("TIMEOUT", "", "preempted"),
         ("NODE_FAIL", "", "preempted"),
         ("PENDING", "", "preempted"),
+        ("RUNNING", "error: Detected 1 oom_kill event in StepId=5.0", ""),
         (None, "*** JOB 5 ON n1 CANCELLED AT 2026-11-21 DUE TO PREEMPTION ***", "preempted"),
         ("RUNNING", "", ""),
         ("FAILED", "Segmentation fault", ""),

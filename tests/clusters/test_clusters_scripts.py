@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dlpr.clusters.registry import cluster_folder
 from dlpr.clusters.script import HEADROOM, ask, scheduler_script, worker_preview
 from dlpr.errors import ClusterError, JobError
 from dlpr.job import Job
@@ -110,19 +111,49 @@ def test_the_kernel_of_unlike_nodes_is_the_users() -> None:
 
 
 @pytest.mark.parametrize(
-    ("walltime", "seconds"), [("00:30:00", 1710), ("1-00:00:00", 82080), ("00:01:00", 30)]
+    ("walltime", "margin"), [("00:30:00", 90), ("1-00:00:00", 4320), ("00:01:00", 30)]
 )
-def test_a_worker_leaves_before_its_walltime(walltime: str, seconds: int) -> None:
+def test_a_worker_leaves_before_its_walltime(walltime: str, margin: int) -> None:
     words = command(worker(walltime=walltime))
-    assert words[words.index("--lifetime") + 1] == f"{seconds}s"
-    stagger = int(words[words.index("--lifetime-stagger") + 1].removesuffix("s"))
-    assert seconds + stagger < walltime_seconds(walltime)
+    life, stagger = (
+        int(words[words.index(option) + 1].removesuffix("s"))
+        for option in ("--lifetime", "--lifetime-stagger")
+    )
+    assert walltime_seconds(walltime) - (life + stagger) >= margin
+    shortest = ask(Slurm.model_validate({**BASE, "walltime": walltime})).size.lifetime
+    assert shortest is not None
+    assert 0 < shortest <= life - stagger
+
+
+def test_without_a_walltime_it_is_jobqueues() -> None:
+    assert directives(worker())["-t"] == "00:30:00"
+    assert ask(Slurm.model_validate(BASE)).size.lifetime is not None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"partition": "a\nrm -rf ~"},
+        {"directives": ["--x\n#SBATCH --y"]},
+        {"environment": {"A B": "c"}},
+        {"environment": {"A": "b\nc"}},
+    ],
+)
+def test_a_profile_adds_no_lines_of_shell_but_its_prologue(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="pattern"):
+        Slurm.model_validate({**BASE, **spec})
+
+
+def test_a_folder_that_no_script_could_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLPR_CLUSTERS", "/shared/my clusters")
+    with pytest.raises(ClusterError, match="no spaces"):
+        cluster_folder("x")
 
 
 def test_a_scheduler_has_a_job_of_its_own_or_all_of_one() -> None:
     alone = directives(scheduler(scheduler={"memory": "3GiB", "walltime": "3-00:00:00"}, jobs=9))
     assert (alone["--ntasks"], alone["--mem"], alone["--time"]) == ("1", "3072M", "3-00:00:00")
-    whole = directives(scheduler(workers="steps", jobs=9))
+    whole = directives(scheduler(within="allocation", jobs=9))
     assert (whole["--ntasks"], whole["--cpus-per-task"]) == ("10", "4")
     assert whole["--mem-per-cpu"] == "2048M"
 

@@ -42,9 +42,12 @@ def test_a_profile_prints_the_scripts_of_worker_and_scheduler(name: str, tmp_pat
     assert f"#SBATCH -p {spec.partition}\n" in worker
     assert f"--mem={found.memory >> 20}M\n" in worker
     assert f"#SBATCH --time={spec.scheduler.walltime or spec.walltime}\n" in scheduler
-    for line in [*spec.prologue, *(f"#SBATCH {one}" for one in spec.directives)]:
+    for line in spec.prologue:
         assert f"{line}\n" in worker
         assert f"{line}\n" in scheduler
+    for one in spec.directives:
+        assert f"#SBATCH {one}\n" in worker
+        assert (f"#SBATCH {one}\n" in scheduler) == (spec.within == "allocation")
     for text in (worker, scheduler):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    if "slurm" not in os.environ.get("DLPR_REQUIRED_TIERS", ""):
+        pytest.skip("these tests submit jobs: set DLPR_REQUIRED_TIERS=slurm where they may")
     if not has_slurm():
         pytest.skip("there is no SLURM here: deploy/slurm-dev brings one up")
     folder = tmp_path_factory.mktemp("slurm")

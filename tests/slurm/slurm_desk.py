@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,12 @@ class Desk:
         for earlier in before:
             assert [name for name, text in earlier.items() if after.get(name) != text] == []
         assert kills.published(self.folder / output) == self.expected
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What a cluster says of itself."""
+        path = self.folder / "clusters" / name / "state.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     def worker_jobs(self, name: str = "dlpr-", state: str = "RUNNING") -> list[str]:
         """Numbers of worker jobs of a state."""

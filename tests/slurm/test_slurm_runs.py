@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import ssl
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from slurm_desk import Desk, slurm, until
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_starts_its_own_workers_and_cleans_up(desk: Desk) -> None:
@@ -100,7 +106,7 @@ def test_the_schedulers_job_is_cancelled(desk: Desk) -> None:
 
 
 def test_one_allocation_holds_scheduler_and_workers(desk: Desk) -> None:
-    desk.profile("within", jobs=1, workers="steps", scheduler={"place": "job"})
+    desk.profile("within", jobs=1, within="allocation", scheduler={"place": "job"})
     desk.said("cluster", "start", "within", "-p", "within")
     run = desk.dlpr("run", desk.job("within"), "--cluster", "within")
     before = desk.wait_for_receipts("within", 5)
@@ -122,6 +128,91 @@ def test_a_driver_leaves_when_asked_and_comes_back(desk: Desk) -> None:
     before = desk.receipts("asked")
     desk.said("run", desk.job("asked"), "--cluster", "stays")
     desk.check("asked", before)
+
+
+def test_a_drivers_job_is_requeued(desk: Desk) -> None:
+    """deploy/run.sbatch, whose job SLURM starts anew in the middle."""
+    desk.said("cluster", "start", "stays", "-p", "dev")
+    job, script = desk.job("requeued"), ROOT / "deploy" / "run.sbatch"
+    number = slurm(
+        *(
+            "sbatch",
+            "--parsable",
+            "--job-name=dlpr-driver",
+            "--cpus-per-task=1",
+            "--mem=1G",
+            "--time=10",
+            "--requeue",
+        ),
+        *("--output", str(desk.folder / "driver-%j"), "--open-mode=append"),
+        f"--export=ALL,PATH={Path(sys.executable).parent}:{os.environ['PATH']},"
+        + ",".join(f"{k}={desk.environment[k]}" for k in ("XDG_CONFIG_HOME", "DLPR_CLUSTERS")),
+        *(str(script), str(job), "--cluster", "stays"),
+    ).strip()
+    before = desk.wait_for_receipts("requeued", 10)
+    slurm("scontrol", "requeue", number)
+    until(lambda: (desk.folder / "requeued" / "rigidity.zarr").exists())
+    until(lambda: number not in slurm("squeue", "-h", "-o", "%A"))
+    desk.check("requeued", before)
+
+
+def test_fewer_workers_are_wanted_in_mid_run(desk: Desk) -> None:
+    desk.said("cluster", "start", "shrinks", "-p", "dev")
+    until(lambda: len(desk.worker_jobs()) == 2)
+    run = desk.dlpr("run", desk.job("shrinks"), "--cluster", "shrinks")
+    before = desk.wait_for_receipts("shrinks", 5)
+    desk.said("cluster", "scale", "shrinks", "1")
+    until(lambda: len(desk.worker_jobs()) == 1)
+    desk.end(run)
+    assert len(desk.worker_jobs()) == 1
+    desk.check("shrinks", before)
+
+
+def test_a_scheduler_that_is_killed_leaves_no_jobs_behind(desk: Desk) -> None:
+    desk.said("cluster", "start", "dead", "-p", "dev")
+    until(lambda: len(desk.worker_jobs()) == 2)
+    found = json.loads((desk.folder / "clusters" / "dead" / "scheduler.json").read_text())
+    os.kill(found["pid"], signal.SIGKILL)
+    desk.said("cluster", "stop", "dead")
+    until(lambda: not slurm("squeue", "-h"))
+    run = desk.dlpr("run", desk.job("killed", {"slurm": {"profile": "dev"}}))
+    desk.wait_for_receipts("killed", 5)
+    run.kill()
+    run.communicate()
+    left = desk.worker_jobs()
+    assert left
+    desk.said("cluster", "start", "next", "-p", "dev")
+    until(lambda: not set(left) & set(slurm("squeue", "-h", "-o", "%A").split()))
+    assert [path.name for path in (desk.folder / "clusters").iterdir()] == ["next"]
+
+
+def test_nobody_else_is_let_in(desk: Desk) -> None:
+    """Neither by the scheduler nor by workers: with no certificate, or another cluster's."""
+    desk.said("cluster", "start", "ours", "-p", "dev")
+    desk.said("cluster", "start", "theirs", "-p", "dev", "--jobs", "1")
+    until(lambda: len(desk.state("ours").get("workers", [])) == 2)
+    addresses = [one["address"] for one in desk.state("ours")["workers"]]
+    found = json.loads((desk.folder / "clusters" / "ours" / "scheduler.json").read_text())
+    for address in [*addresses, found["address"]]:
+        port = int(address.rpartition(":")[2])
+        assert speaks(port, desk.folder / "clusters" / "ours" / "tls")
+        assert not speaks(port, desk.folder / "clusters" / "theirs" / "tls")
+        assert not speaks(port, None)
+
+
+def speaks(port: int, tls: Path | None) -> bool:
+    """Whether a port lets somebody in who trusts everybody and shows a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # says at once that it is refused
+    if tls is not None:
+        context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+            context.wrap_socket(plain).close()
+    except (ssl.SSLError, ConnectionError):
+        return False
+    return True
 
 
 def test_two_clusters_side_by_side(desk: Desk) -> None:
