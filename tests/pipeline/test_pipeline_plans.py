@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_info
 import dlpr
 from dlpr.clusters.local import LocalStarter
 from dlpr.core.blas import blas_kernel, blas_threads
-from dlpr.engine.executors import WorkExecutor
+from dlpr.engine.executors import Note, WorkExecutor
 from dlpr.engine.output import write_job
 from dlpr.errors import ResourceError
 from dlpr.job import Job
@@ -168,7 +168,9 @@ class Shuffled(WorkExecutor):
         super().__init__(0)
         self._random = random.Random(seed)
 
-    def run(self, folder: StageFolder, tasks: Sequence[int], nbytes: int) -> Iterator[Receipt]:
+    def run(
+        self, folder: StageFolder, tasks: Sequence[int], nbytes: int, note: Note = print
+    ) -> Iterator[Receipt]:
         """Do tasks one after the other; forget the first receipts and do them again."""
         order = list(tasks)
         for attempt in range(2):
