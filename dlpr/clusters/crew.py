@@ -26,6 +26,10 @@ STILLBORN = 3
 """Jobs in a row, or as many as are wanted, that end without a worker before no more are tried."""
 
 
+BIRTHS = 4096
+"""Workers whose jobs are remembered."""
+
+
 class Crew:
     """A scheduler in this process and its worker jobs.
 
@@ -131,6 +135,8 @@ class Crew:
             elif not job.is_alive(states):
                 del self.cluster.workers[name]
                 await asyncio.to_thread(self._lost, job.job_id, states.get(job.job_id or ""))
+        for address in list(self.births)[:-BIRTHS]:
+            del self.births[address]
         await self._shrink(born)
         if self._stillborn < max(STILLBORN, self._wanted):
             self.cluster.scale(self._wanted)

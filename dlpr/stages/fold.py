@@ -21,8 +21,8 @@ from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
 
 FOLDS: dict[str, type[Gram] | type[Triangle]] = {"hessian": Gram, "triangle": Triangle}
-TASK_FLOPS = 5e10
-"""Work N D^2 of one task: a second of a core."""
+TASK_FLOPS = 1e10
+"""Work N D^2 of one task: a fifth of a second of a core, so that workers share it evenly."""
 FEWEST_ROWS = 3
 """Rows of a task at least, over the number of columns: a partial costs as much as one row each."""
 
