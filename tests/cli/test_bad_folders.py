@@ -332,8 +332,10 @@ def test_interrupt_of_a_run(desk: Desk) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
+    os.kill(process.pid, signal.SIGSTOP)
     message = desk.refuses("run", "job.yaml", code=STORE)  # two commands at once
     assert f"process {process.pid}" in message
+    os.kill(process.pid, signal.SIGCONT)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.killpg(process.pid, signal.SIGINT)
