@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from pipeline_cases import SPECIES, Outcome, chunks_of, crystals, make_job, run, shapes, store
 
+from dlpr.engine.estimate import check_lifetime
 from dlpr.engine.executors import WorkExecutor
+from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.starter import Size
+from dlpr.engine.workspace import Workspace
 from dlpr.errors import NumericsError, ResourceError
 from dlpr.stages.fold import form_of
 
@@ -122,6 +126,16 @@ def test_memory_is_asked_for_before_anything_is_computed(bench: Path) -> None:
     with pytest.raises(ResourceError):
         run(make_job(bench, test=SETS, output="small"), executor=executor)
     assert not list((bench / "small/work").glob("rows-*"))
+
+
+def test_tasks_that_would_outlive_their_workers_are_refused(bench: Path) -> None:
+    job = make_job(bench, test=SETS, output="brief")
+    steps = Pipeline(job, Workspace(job.path(job.output), WorkExecutor(0)))
+    for lifetime in (None, 10**6):
+        check_lifetime(steps, Size(1 << 30, 1, lifetime))
+    with pytest.raises(ResourceError, match=r"a worker lives 0 s: .*walltime"):
+        check_lifetime(steps, Size(1 << 30, 1, 0))
+    assert not list((bench / "brief/work").glob("structures-*"))
 
 
 @pytest.mark.parametrize(
