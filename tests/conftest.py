@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
 REQUIRED = set(os.environ.get("DLPR_REQUIRED_TIERS", "").replace(",", " ").split())
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and let children hear it, even where a shell started us in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
