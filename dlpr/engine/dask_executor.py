@@ -72,7 +72,6 @@ class DaskExecutor:
             If the run is asked to leave: when the tasks in hand are done.
         """
         waiting: dict[Any, int] = {}
-        failed_on: dict[int, str] = {}
         done: SimpleQueue[Any] = SimpleQueue()
         queue, judge = deque(tasks), _Judge(self.running, folder, nbytes)
         watch, leaving = _Watch(self.running, note), False
@@ -86,7 +85,7 @@ class DaskExecutor:
                         leaving = True
                         self._take_back(waiting)
                     while slots and queue and len(waiting) < _WINDOW * slots and not is_asked():
-                        future = self._submit(folder, queue[0], resources, failed_on)
+                        future = self._submit(folder, queue[0], resources)
                         waiting[future] = queue.popleft()
                         future.add_done_callback(done.put)
                     if not (waiting and slots):
@@ -106,7 +105,6 @@ class DaskExecutor:
                     yield receipt
                 else:
                     judge.hear(task, error, future.key)
-                    failed_on[task] = "".join(getattr(error, "__notes__", [])[-1:])
                     queue.appendleft(task)
         finally:
             with suppress(CancelledError, AsyncCancelledError, OSError, RuntimeError):
@@ -162,15 +160,7 @@ class DaskExecutor:
         with _scheduler_needed():
             self._fit(self.client.scheduler_info(n_workers=-1)["workers"], nbytes)
 
-    def _submit(
-        self,
-        folder: StageFolder,
-        task: int,
-        resources: dict[str, float] | None,
-        failed_on: dict[int, str],
-    ) -> Any:
-        """Submit a task; once it has failed, to other workers if there are any."""
-        others = self._known - {failed_on[task]} if task in failed_on else set()
+    def _submit(self, folder: StageFolder, task: int, resources: dict[str, float] | None) -> Any:
         return self.client.submit(
             watched_task,
             str(folder.path),
@@ -178,8 +168,6 @@ class DaskExecutor:
             key=f"{folder.name}-{task}-{secrets.token_hex(4)}",
             pure=False,
             resources=resources,
-            workers=sorted(others) or None,
-            allow_other_workers=bool(others),
         )
 
     def close(self) -> None:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dlpr.errors import DlprError
 from dlpr.stages.tasks import run_task
 from dlpr.store.files import Json, read_json, write_json
 from dlpr.store.folder import Receipt
@@ -27,7 +26,7 @@ _watcher: list[threading.Thread] = []
 
 
 def watched_task(path: str, task: int) -> Receipt:
-    """`run_task` on a Dask worker; a fault of the program carries the worker's address."""
+    """`run_task` on a Dask worker; see `death`."""
     from distributed import get_worker
 
     limit: Any = get_worker().memory_manager.memory_limit
@@ -38,11 +37,6 @@ def watched_task(path: str, task: int) -> Receipt:
             _watcher[0].start()
     try:
         return run_task(path, task)
-    except DlprError:
-        raise
-    except Exception as error:
-        error.add_note(get_worker().address)
-        raise
     finally:
         with _lock:
             del _tasks[threading.get_ident()]

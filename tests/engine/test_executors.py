@@ -113,8 +113,7 @@ def test_errors_for_users_arrive_as_themselves_and_others_are_tried_twice(
     assert (caught.value.folder, caught.value.task) == (str(folder.path), 0)
     with pytest.raises(ClusterError, match=r"task 1 of .* failed 2 times: .*input\.xyz"):
         list(embedded.run(folder, [1], MIB))
-    places = [pid for task, pid, _ in fake_stage.notes(folder, "begin") if task == 1]
-    assert len(places) == len(set(places)) == 2
+    assert len([task for task, _, _ in fake_stage.notes(folder, "begin") if task == 1]) == 2
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (str(again), again.task) == (str(caught.value), 0)
 
