@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from waiting import until
 
 import dlpr
 from dlpr.clusters import registry
@@ -30,16 +30,6 @@ from dlpr.job.cluster import Cluster
 
 LOCAL = {"workers": 1, "memory_per_worker": "1GiB"}
 PATIENCE = 60.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {PATIENCE} s in vain")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import distributed  # noqa: F401  (its defaults come before what a test sets)
 import fake_stage
 import psutil
 import pytest
+from waiting import until
 
 from dlpr.clusters.local import LocalStarter
 from dlpr.engine import dask_executor, probe
@@ -39,14 +40,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(HERE),
     "DASK_DISTRIBUTED__WORKER__PRELOAD": "fake_stage",
 }
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def in_background(action: Callable[[], None]) -> threading.Thread:

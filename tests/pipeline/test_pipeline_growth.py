@@ -226,12 +226,11 @@ def test_a_changed_set_costs_what_is_new_and_gives_what_a_run_from_nothing_gives
         assert damaged_tasks(stage) == []
 
 
-@pytest.mark.parametrize("name", ["test_5.xyz"])
-def test_a_test_set_that_grows_costs_what_is_new(bench: Path, name: str) -> None:
+def test_a_test_set_that_grows_costs_what_is_new(bench: Path) -> None:
     """The factor stays: rigidities are adopted as well."""
     output = finished(bench)
     before = contents(output)
-    store(bench / name, crystals(SYMBOLS, N_FRAMES, seed=97))
+    store(bench / "test_5.xyz", crystals(SYMBOLS, N_FRAMES, seed=97))
     found = run(job_in(bench, output.name))
     roles = {f"{step} of test" for step in ("index", "structures", "features", "rigidity")}
     assert set(found.tasks) == roles | {"result"}

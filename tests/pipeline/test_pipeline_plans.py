@@ -183,9 +183,8 @@ class Shuffled(WorkExecutor):
                     folder.withdraw(task)
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_order_and_repetition_change_no_bit(bench: Path, base: Outcome, seed: int) -> None:
-    found = run(job_of(bench, f"shuffled{seed}"), executor=Shuffled(seed))
+def test_order_and_repetition_change_no_bit(bench: Path, base: Outcome) -> None:
+    found = run(job_of(bench, "shuffled"), executor=Shuffled(1))
     assert_same_bits(base.output, found.output)
 
 

@@ -6,14 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import kills
 import yaml
+from waiting import until
 
 PATIENCE = 120.0
 WORKER = {
@@ -32,17 +31,6 @@ def has_slurm() -> bool:
         return False
     done = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=30)
     return done.returncode == 0 and bool(done.stdout.strip())
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Wait for a condition, and say what it gives."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {seconds} s in vain for {condition}")
 
 
 def slurm(*command: str) -> str:
@@ -114,7 +102,7 @@ class Desk:
 
     def wait_for_receipts(self, output: str, count: int) -> dict[str, bytes]:
         """The receipts of a run when there are so many."""
-        until(lambda: len(self.receipts(output)) >= count)
+        until(lambda: len(self.receipts(output)) >= count, PATIENCE)
         return self.receipts(output)
 
     def check(self, output: str, *before: dict[str, bytes]) -> None:
@@ -152,4 +140,4 @@ class Desk:
         left = slurm("squeue", "-h", "-o", "%A|%j").split()
         ours = [line.split("|")[0] for line in left if line.split("|")[1].startswith("dlpr-")]
         subprocess.run(["scancel", *ours], capture_output=True, timeout=60)
-        until(lambda: not slurm("squeue", "-h"))
+        until(lambda: not slurm("squeue", "-h"), PATIENCE)

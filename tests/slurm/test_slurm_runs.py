@@ -8,13 +8,16 @@ import signal
 import socket
 import ssl
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from slurm_desk import Desk, slurm, until
+from slurm_desk import Desk, slurm
+from waiting import until as until_soon
 
 ROOT = Path(__file__).parents[2]
+until = partial(until_soon, seconds=120.0)
 
 
 def test_a_run_starts_its_own_workers_and_cleans_up(desk: Desk) -> None:
@@ -77,7 +80,7 @@ def test_a_drained_node_is_explained_and_waited_for(desk: Desk) -> None:
     slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
     try:
         desk.said("cluster", "start", "drained", "-p", "dev")
-        state = until(lambda: _explained(desk, "drained"), 60)
+        state = until(lambda: _explained(desk, "drained"))
         assert "PENDING" in state
         assert desk.worker_jobs() == []
     finally:
