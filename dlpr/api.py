@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlpr.clusters import starter
+from dlpr.engine.check import check_job
 from dlpr.engine.dask_executor import DaskExecutor
 from dlpr.engine.estimate import check_lifetime
 from dlpr.engine.events import Listener
 from dlpr.engine.executors import ClusterExecutor, Executor, WorkExecutor
 from dlpr.engine.output import planned_kernel, read_job, write_job
-from dlpr.engine.pipeline import Pipeline, check_job
+from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.starter import Running
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures

@@ -206,6 +206,18 @@ class Result:
         """(n_environments,) LPR of one test set."""
         return np.asarray(self.open(name)["environment_lpr"][:])  # type: ignore[index]
 
+    def energy_errors(self, name: str) -> NDArray[np.float64]:
+        """Fitted less labelled energies of a set's structures in eV/atom, where there are both."""
+        group = self.open(name)
+        if "structure_energy" not in group:
+            return np.empty(0)
+        energy, label, offset = (
+            np.asarray(group[array][:])  # type: ignore[index]
+            for array in ("structure_energy", "structure_energy_label", "structure_offset")
+        )
+        errors: NDArray[np.float64] = (energy - label) / np.diff(offset)
+        return errors[np.isfinite(errors)]
+
     def __repr__(self) -> str:
         counts = {n: sum(row["n_environments"] for row in rows) for n, rows in self.summary.items()}
         return f"Result({self.path}, environments={counts})"

@@ -70,7 +70,9 @@ def _sources() -> dict[str, list[Atoms]]:
     return {"train": train, "film": film, "bare": [_silicon(1, 13)]}
 
 
-def _make(folder: Path, test: dict[str, Any], **numerics: int) -> SmallRun:
+def _make(
+    folder: Path, test: dict[str, Any], settings: dict[str, Any] | None = None, **numerics: int
+) -> SmallRun:
     sources = _sources()
     folder.mkdir()
     for name, frames in sources.items():
@@ -84,6 +86,7 @@ def _make(folder: Path, test: dict[str, Any], **numerics: int) -> SmallRun:
             "model": {"linear": {"regularizer": 1e-6}},
             "solver": "cholesky",
             "numerics": {"block_environments": 1024, "task_environments": 2048, **numerics},
+            **(settings or {}),
         },
         base=folder,
     )
@@ -114,6 +117,17 @@ def tiled_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     folder = tmp_path_factory.getbasetemp() / "tiled_run"
     if folder not in _made:
         _made[folder] = _make(folder, {"bare": BARE}, tile_columns=100)
+    return _made[folder]
+
+
+@pytest.fixture(scope="session")
+def kernel_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """One of a sparse kernel, trained on forces as well."""
+    folder = tmp_path_factory.getbasetemp() / "kernel_run"
+    if folder not in _made:
+        kernel = {"regularizer": 1e-6, "references": {"count": 10}}
+        settings = {"model": {"kernel": kernel}, "loss": {"forces": 0.1}}
+        _made[folder] = _make(folder, {"bare": BARE}, settings)
     return _made[folder]
 
 

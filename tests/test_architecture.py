@@ -25,7 +25,7 @@ ROOMS = {
     "dlpr.core": {"numpy", "scipy", "threadpoolctl", "dlpr.core", "dlpr.errors"},
     "dlpr.structures": {"numpy", "scipy", "ase", "dlpr.structures", "dlpr.errors", "dlpr.units"},
     "dlpr.descriptors": {
-        *("numpy", "scipy", "featomic", "metatensor"),
+        *("numpy", "scipy", "featomic", "metatensor", "zarr", "ase"),
         *("dlpr.descriptors", "dlpr.structures.frames", "dlpr.errors"),
     },
     "dlpr.store": {"numpy", "zarr", "psutil", "google_crc32c", "dlpr.store", "dlpr.errors"},

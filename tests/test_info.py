@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from small_run import LARGE, SmallRun, copied_run, small_run, tiled_run
+from small_run import LARGE, SmallRun, copied_run, kernel_run, small_run, tiled_run
 
 import dlpr.engine.verify as verify_module
 from dlpr.cli import cli
@@ -26,7 +26,9 @@ STAGES = {name for name, module in ALL_STAGES.items() if module.startswith("dlpr
 """Other tests bring stages of their own."""
 OTHER_FORMS = {"triangle", "cholesky"}
 """Stages that the run has not, as its Hessian is of one piece."""
-__all__ = ["copied_run", "small_run", "tiled_run"]
+OTHER_MODELS = {"references", "derivatives"}
+"""Stages of kernels and of forces."""
+__all__ = ["copied_run", "kernel_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
 
@@ -79,8 +81,11 @@ def test_output_folder_that_is_not_finished(copied_run: SmallRun) -> None:
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES - {"triangle"}))
-def test_every_stage(small_run: SmallRun, tiled_run: SmallRun, stage: str) -> None:
-    folder = stage_of((tiled_run if stage in OTHER_FORMS else small_run).output, stage)
+def test_every_stage(
+    small_run: SmallRun, tiled_run: SmallRun, kernel_run: SmallRun, stage: str
+) -> None:
+    other = {**dict.fromkeys(OTHER_FORMS, tiled_run), **dict.fromkeys(OTHER_MODELS, kernel_run)}
+    folder = stage_of(other.get(stage, small_run).output, stage)
     title, rows, record = described(folder.path)
     assert title.endswith(f"stage {stage}")
     assert rows["tasks done"] == f"{folder.n_tasks} of {folder.n_tasks}"
@@ -91,7 +96,9 @@ def test_every_stage(small_run: SmallRun, tiled_run: SmallRun, stage: str) -> No
         "index": ("array n_atoms", "int64"),
         "structures": ("labels energy", ""),
         "features": ("array environment_feature", "dimensions environment, feature"),
+        "references": ("array whitening_0", "float64"),
         "rows": ("array sums_0", "float64"),
+        "derivatives": ("array rows_0", "float64"),
         "hessian": ("array matrix", "float64"),
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
@@ -248,13 +255,13 @@ def flip(path: Path, at: int, bit: int = 2) -> None:
 
 def test_whole_stages_have_no_damage(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = folders(small_run.output / "work")
-    assert {folder.stage for folder in stages} == STAGES - OTHER_FORMS
+    assert {folder.stage for folder in stages} == STAGES - OTHER_FORMS - OTHER_MODELS
     for _ in range(2):
         assert [damaged_tasks(folder) for folder in stages] == [[]] * len(stages)
         monkeypatch.setattr(verify_module, "_READ_NBYTES", 100)  # many blocks to a file
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES - OTHER_FORMS))
+@pytest.mark.parametrize("stage", sorted(STAGES - OTHER_FORMS - OTHER_MODELS))
 def test_every_file_of_every_stage_is_read(copied_run: SmallRun, stage: str) -> None:
     """A flipped bit in any file that a receipt names; its size is right, so it is not missing."""
     folder = stage_of(copied_run.output, stage)

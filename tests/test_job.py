@@ -114,8 +114,10 @@ def test_defaults_are_those_promised() -> None:
                 "rows": "mean",
                 "scale": "rms",
                 "centre_species": "separate",
+                "baseline": {"none": {}},
             }
         },
+        "loss": {"energy": 1.0, "forces": 0.0, "stress": 0.0, "groups": {}},
         "solver": "auto",
         "store_train_features": True,
         "store_test_features": False,

@@ -37,6 +37,7 @@ class Waves:
     """
 
     cutoff = 1.0
+    reads_rows = False
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         self.n_features = int(hypers["waves"])
@@ -65,8 +66,17 @@ class Waves:
         rows += self._phase
         return np.cos(rows, out=rows)
 
+    @property
+    def components(self) -> dict[str, slice]:
+        """One."""
+        return {"waves": slice(0, self.n_features)}
+
     def compute_nbytes(
-        self, n_environments: int, n_atoms: int | None = None, n_neighbours: float = 200.0
+        self,
+        n_environments: int,
+        n_atoms: int | None = None,
+        density: float = 0.2,
+        volume: float | None = None,
     ) -> int:
         """The rows, and some room."""
         return 8 * (n_environments + 64) * self.n_features

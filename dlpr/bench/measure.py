@@ -74,11 +74,11 @@ class Sizes:
     ----------
     columns : tuple of int
         D.
-    rows_per_column, fewest_rows : int
-        Stored rows and features: N / D at least, and N at least. Few tasks share out badly.
+    rows_per_column, fewest_numbers : int
+        Stored rows and features: N / D at least, and N D at least. Few tasks share out badly.
     repeats : int
     frames : int
-        Frames of 200 atoms that features are computed of: just under 8 tasks.
+        Frames of 200 atoms that features are computed of: just under 2 tasks.
     environments : tuple of int
         Of whole runs, ascending; those with one worker and of the peers are of the first.
     train_frames : int
@@ -93,7 +93,7 @@ class Sizes:
 
     columns: tuple[int, ...] = (715, 1300, 2000, 4000)
     rows_per_column: int = 20
-    fewest_rows: int = 65_536
+    fewest_numbers: int = 1 << 28
     repeats: int = 5
     frames: int = 163
     environments: tuple[int, ...] = (128_000, 1_000_000)
@@ -104,13 +104,13 @@ class Sizes:
 
     def n_rows(self, n_columns: int) -> int:
         """Stored rows, or environments, of a D."""
-        return max(self.fewest_rows, self.rows_per_column * n_columns)
+        return max(self.fewest_numbers // n_columns, self.rows_per_column * n_columns)
 
 
 QUICK = Sizes(
     columns=(300,),
     rows_per_column=10,
-    fewest_rows=0,
+    fewest_numbers=0,
     repeats=2,
     frames=8,
     environments=(2_000,),

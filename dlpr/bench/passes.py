@@ -22,6 +22,7 @@ from dlpr.job import Job
 from dlpr.stages.features import FeatureSource
 from dlpr.stages.fold import all_rows
 from dlpr.stages.model import open_model
+from dlpr.stages.sources import sources_of
 from dlpr.store.folder import StageFolder
 
 FloatArray = NDArray[np.float64]
@@ -39,8 +40,9 @@ def fabricate_rows(folder: Path, n_columns: int, n_rows: int, n_test: int) -> No
 
 def rows_in_memory(steps: Pipeline) -> FloatArray:
     """(n_structures, n_columns) rows of the training set."""
-    model = open_model(steps.feature_settings("train"), steps.model())
-    return all_rows(steps.rows(), model)
+    model = open_model(steps.rows(), steps.model())
+    sources = sources_of(steps.targets(), steps.kinds())
+    return all_rows(sources, model, lambda kind, group: 1.0, np.zeros(1))[:, :-1]
 
 
 def features_in_memory(steps: Pipeline, name: str) -> FloatArray:

@@ -131,7 +131,7 @@ class StageCost:
 
 def tiling(n_columns: int, numerics: Numerics) -> Tiling:
     """Tiles of a Hessian of one block."""
-    return cut(Layout((n_columns,)), numerics.tile_columns)
+    return cut(Layout((n_columns + 1,)), numerics.tile_columns)
 
 
 def most_partials(work: Workload, numerics: Numerics) -> int:
@@ -139,7 +139,7 @@ def most_partials(work: Workload, numerics: Numerics) -> int:
 
     Runs of rows end where the data say, after half of `run_rows` at the earliest.
     """
-    rows = run_rows(work.n_rows, 1, work.n_columns, numerics.partials_budget)
+    rows = run_rows(work.n_rows, 1, work.n_columns + 2, numerics.partials_budget)
     return ceil(2 * work.n_rows / rows)
 
 
@@ -148,7 +148,7 @@ def stage_costs(
 ) -> list[StageCost]:
     """The stages of a run, in order; the waves of a factorization in tiles are one each."""
     d, square = work.n_columns, work.n_columns**2
-    size = numerics.task_environments or default_task(default_block(d))
+    size = numerics.task_environments or default_task(default_block(d), d)
     tiles, depth = tiling(d, numerics), most_partials(work, numerics)
     n_atoms = work.n_train + work.n_environments
     features = constants.soap[0] + constants.soap[1] * d
@@ -256,9 +256,9 @@ def worker_nbytes(work: Workload, numerics: Numerics) -> int:
     form = form_of("auto", 1.0, work.n_rows, d, numerics.tile_columns)
     size = memory.FactorSize(form, Layout((d,)), work.n_rows, numerics.tile_columns)
     crowd = memory.Crowd(LARGE, memory.DENSITY, work.n_environments // LARGE)
-    calculator, task = Waves({"waves": d}, [6]), default_task(block)
+    calculator, task = Waves({"waves": d}, [6]), default_task(block, d)
     return memory.BASE_NBYTES + max(
         memory.fold_nbytes(d, numerics.tile_columns, numerics.fold_block_rows),
         size.factorize_nbytes,
-        memory.rigidity_nbytes(calculator, size, block, task, crowd),
+        memory.rigidity_nbytes(calculator, size, memory.MapSize(d, d), block, task, crowd),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -82,7 +83,7 @@ def show_result(console: Console, steps: Pipeline) -> None:
     result = Result(steps.workspace.output)
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
-    lines = solver_lines(factor_facts(steps.factor())) + steps.notes()
+    lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result) + steps.notes()
     lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:
@@ -103,6 +104,20 @@ def solver_lines(facts: Json) -> list[str]:
         f"expect: below {found['accuracy']:.1e}",
         f"regularizer mu = {facts['mu']:.6g} (scale^2 = {facts['scale_square']:.6g})",
     ]
+
+
+def fit_lines(result: Result) -> list[str]:
+    """How far the fitted energies of structures are from their labels."""
+    lines = []
+    for name in result.sets:
+        errors = result.energy_errors(name)
+        if len(errors):
+            rmse, mae = float(np.sqrt(np.mean(errors**2))), float(np.mean(np.abs(errors)))
+            lines.append(
+                f"{name}: fitted energies of {len(errors)} structures: RMSE {1e3 * rmse:.3g}, "
+                f"MAE {1e3 * mae:.3g} meV/atom"
+            )
+    return lines
 
 
 def thread_line(job: Job) -> str:

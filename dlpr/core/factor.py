@@ -181,6 +181,14 @@ class SpectralFactor:
         residual[:, self.columns] -= rows
         return square_norm(residual)
 
+    def solve(self, vectors: FloatArray) -> FloatArray:
+        """``H^-1 v`` of (n_columns, k) vectors; for mu = 0 of their part in the span of V."""
+        inside = self.basis.T @ vectors
+        solved: FloatArray = self.basis @ (inside / self.eigenvalue[:, None])
+        if self.mu > 0.0:
+            solved += (vectors - self.basis @ inside) / self.mu
+        return solved
+
     def block(self, columns: slice) -> SpectralFactor:
         """Return the same H for rows that are given in ``columns`` and zero elsewhere."""
         start, stop, _ = columns.indices(len(self.basis))

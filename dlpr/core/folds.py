@@ -1,7 +1,9 @@
-"""What rows fold into: two monoids for ``H_data = G^T G``, and the sums kept beside them.
+"""What rows fold into: two monoids for ``H_data = G^T G``.
 
-All three start from ``zeros``, take rows by ``update`` and combine by ``add``, both in place.
-Equal calls in equal order give equal bits; the split into calls belongs to the numerical plan.
+Both start from ``zeros``, take rows by ``update`` and combine by ``add``, both in place. Equal
+calls in equal order give equal bits; the split into calls belongs to the numerical plan. Where the
+last column of the rows is their target y, the fold holds ``G^T y`` and ``y^T y`` as well: the
+weights for every regularizer and baseline need no second pass (JCTC23 SI sec. 2).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dtpqrt
 
-from dlpr.core.rows import FloatArray, strips
+from dlpr.core.rows import FloatArray, IntArray, strips
 
 QR_PANEL = 48
 """Columns that ``dtpqrt`` eliminates at a time; part of every numerical plan."""
@@ -46,9 +48,21 @@ class Gram:
         for strip in strips(rows, scale):
             self.matrix = dsyrk(1.0, strip.T, beta=1.0, c=self.matrix, overwrite_c=1)
 
-    def add(self, other: Gram) -> None:
-        """Add the fold of other rows."""
-        self.matrix += other.matrix
+    def add(self, other: Gram, weight: float = 1.0) -> None:
+        """Add the fold of other rows, each times the root of a weight."""
+        self.matrix += other.matrix if weight == 1.0 else weight * other.matrix
+
+    def select(self, columns: IntArray, scale: FloatArray) -> Gram:
+        """Fold of the same rows in some of their columns (k,), ascending, times factors (k,)."""
+        chosen = self.matrix[np.ix_(columns, columns)]
+        return Gram(np.asfortranarray(chosen * scale * scale[:, None]))
+
+    def shift_target(self, columns: IntArray, amounts: FloatArray) -> None:
+        """Take ``columns @ amounts`` off the target in the last column; its square is not kept."""
+        for column, amount in zip(columns.tolist(), amounts.tolist(), strict=True):
+            if amount:
+                self.matrix[: column + 1, -1] -= amount * self.matrix[: column + 1, column]
+                self.matrix[column + 1 : -1, -1] -= amount * self.matrix[column, column + 1 : -1]
 
 
 @dataclass
@@ -82,9 +96,29 @@ class Triangle:
                 piece *= scale[start : start + QR_ROWS, None]
             self.matrix = absorb(self.matrix, piece, 0)
 
-    def add(self, other: Triangle) -> None:
-        """Triangularize ``[R; R_other]`` in 2/3 D^3 operations."""
-        self.matrix = absorb(self.matrix, other.matrix.copy(order="F"), len(other.matrix))
+    def add(self, other: Triangle, weight: float = 1.0) -> None:
+        """Triangularize ``[R; sqrt(weight) R_other]`` in 2/3 D^3 operations."""
+        rows = other.matrix.copy(order="F")
+        if weight != 1.0:
+            rows *= np.sqrt(weight)
+        self.matrix = absorb(self.matrix, rows, len(rows))
+
+    def select(self, columns: IntArray, scale: FloatArray) -> Triangle:
+        """Fold of the same rows in some of their columns (k,), ascending, times factors (k,).
+
+        The first columns of a triangle are triangular already; others are made so.
+        """
+        k = len(columns)
+        if columns[-1] == k - 1:
+            return Triangle(np.asfortranarray(self.matrix[:k, :k] * scale))
+        fold = Triangle.zeros(k)
+        fold.update(self.matrix[: columns[-1] + 1, columns] * scale)
+        return fold
+
+    def shift_target(self, columns: IntArray, amounts: FloatArray) -> None:
+        """Take ``columns @ amounts`` off the target in the last column."""
+        if amounts.any():
+            self.matrix[:, -1] -= self.matrix[:, columns] @ amounts
 
 
 def absorb(triangle: FloatArray, rows: FloatArray, n_triangular: int) -> FloatArray:
@@ -106,41 +140,3 @@ def absorb(triangle: FloatArray, rows: FloatArray, n_triangular: int) -> FloatAr
     result: FloatArray
     result, _, _, _ = dtpqrt(n_triangular, panel, triangle, rows, overwrite_a=1, overwrite_b=1)
     return result
-
-
-@dataclass
-class Moments:
-    """Sums of the same pass that give weights, training errors and baselines.
-
-    With ``Z = [y, composition]``: the weights for any energy baseline ``y - composition b`` are
-    ``H^-1 G^T (y - composition b)``, and their training error needs no second pass (JCTC23 SI
-    sec. 2). Rows, y and composition are those of the loss: convention and weights are in them.
-    """
-
-    targets: FloatArray
-    """(n_columns, 1 + n_species) ``G^T Z`` over labelled rows, those whose y is not NaN"""
-    products: FloatArray
-    """(1 + n_species, 1 + n_species) ``Z^T Z`` over labelled rows; ``products[0, 0]`` is y^T y"""
-    n_rows: int = 0
-    n_labelled: int = 0
-
-    @classmethod
-    def zeros(cls, n_columns: int, n_species: int) -> Self:
-        """Sums over nothing."""
-        return cls(np.zeros((n_columns, 1 + n_species)), np.zeros((1 + n_species, 1 + n_species)))
-
-    def update_rows(self, rows: FloatArray, y: FloatArray, composition: FloatArray) -> None:
-        """Add rows (n, n_columns), y (n,) with NaN where unknown, composition (n, n_species)."""
-        labelled = ~np.isnan(y)
-        known = np.column_stack([y, composition])[labelled]
-        self.targets += (rows if labelled.all() else rows[labelled]).T @ known
-        self.products += known.T @ known
-        self.n_rows += len(rows)
-        self.n_labelled += len(known)
-
-    def add(self, other: Moments) -> None:
-        """Add the sums over other rows and environments."""
-        self.targets += other.targets
-        self.products += other.products
-        self.n_rows += other.n_rows
-        self.n_labelled += other.n_labelled

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dlpr.core.factor import EPS, HeldFactor
 from dlpr.core.factorize import Conditioning, factorize, refusal
 from dlpr.core.folds import Gram, Triangle
-from dlpr.core.rows import Blocks, FloatArray, row_factor, sum_rows
+from dlpr.core.rows import FloatArray, row_factor, sum_rows
 from dlpr.errors import InputError, JobError, NumericsError
 
 BLOCK_NUMBERS = 2**22
@@ -173,12 +173,10 @@ class _Structures:
         """Mean features of each structure (n_structures, n_features), and the sum of all |x|^2."""
         rows = np.zeros((len(self.arrays), self.n_features))
         square_norm = 0.0
-        blocks = Blocks(self.n_features, 1)
         for features, structure in self.blocks():
             first, last = structure[0], structure[-1]
-            shared = np.zeros_like(structure)
             n_here = int(last - first) + 1
-            rows[first : last + 1] += sum_rows(features, shared, structure - first, n_here, blocks)
+            rows[first : last + 1] += sum_rows(features, structure - first, n_here)
             square_norm += float(np.einsum("ij,ij->", features, features))
         return rows * row_factor(self.n_atoms, "mean")[:, None], square_norm
 

@@ -1,32 +1,194 @@
-"""Models: which columns a row has, and how features and their sums become rows."""
+"""Models: environments to rows, sums of them to rows of structures, and what is folded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.rows import Blocks, FloatArray, IntArray, Layout, merge_blocks, row_factor
+from dlpr.core.rows import FloatArray, IntArray, Layout, row_factor, sum_rows
+
+Which = slice | NDArray[np.bool_]
 
 
-class Model(Protocol):
-    """A feature map, linear in its weights: what folds and factors ask of a model."""
+class FeatureMap(Protocol):
+    """From features x to rows phi(x) of a model that is linear in its weights.
+
+    Every central species has a block of columns of its own.
+    """
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of the block of each central species."""
+
+    def map(self, species: int, features: FloatArray) -> FloatArray:
+        """Rows (n, widths[species]) of environments of one central species, given as its index."""
+
+    @property
+    def error(self) -> float:
+        """Relative error of rigidities that the map brings with it."""
+
+    @property
+    def raw_widths(self) -> tuple[int, ...]:
+        """Columns of each species' block in derivatives that are not finished yet."""
+
+    def derivative(
+        self, species: int, features: FloatArray, tangent: FloatArray, centre: IntArray
+    ) -> FloatArray:
+        """Derivatives (t, raw_widths[species]) along tangents dx, each of a centre's features."""
+
+    def finish(self, species: int, sums: FloatArray) -> FloatArray:
+        """Sums of derivatives in the columns of the rows, (n, widths[species])."""
+
+    def residual(self, features: FloatArray, mapped: FloatArray) -> FloatArray | None:
+        """Prior variance (n,) that the rows do not have, in that of the weights; None: none."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """``phi(x) = x``: linear models (JCTC23 eq. 12-14)."""
+
+    n_features: int
+    n_species: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of the block of each central species."""
+        return (self.n_features,) * self.n_species
+
+    def map(self, species: int, features: FloatArray) -> FloatArray:
+        """Features as they are."""
+        return features
+
+    @property
+    def error(self) -> float:
+        """None beyond the features' own."""
+        return 0.0
+
+    @property
+    def raw_widths(self) -> tuple[int, ...]:
+        """As `widths`."""
+        return self.widths
+
+    def derivative(
+        self, species: int, features: FloatArray, tangent: FloatArray, centre: IntArray
+    ) -> FloatArray:
+        """Tangents as they are."""
+        return tangent
+
+    def finish(self, species: int, sums: FloatArray) -> FloatArray:
+        """Sums as they are."""
+        return sums
+
+    def residual(self, features: FloatArray, mapped: FloatArray) -> None:
+        """Nothing is left."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Rows of a loss before its weights: what tasks store, and folds take.
+
+    Attributes
+    ----------
+    rows : (n, sum of the map's widths) float64
+    count : (n, n_species) float64
+        Atoms of each central species; 0 in rows of derivatives.
+    y : (n,) float64
+        The label, NaN where unknown.
+    factor : (n,) float64
+        By which all these are to be multiplied.
+    """
+
+    rows: FloatArray
+    count: FloatArray
+    y: FloatArray
+    factor: FloatArray
+
+
+@dataclass(frozen=True)
+class Model:
+    """A feature map, and what a job says of its columns.
+
+    What is folded has all columns that some model of the map may want: each block of weights ends
+    with the number of atoms (of each species, where they share the block), whose weight is an
+    energy per atom; and the last column of all is the target. A model's own columns are some of
+    them (`columns`).
+
+    Attributes
+    ----------
+    map : FeatureMap
+    rows : {"mean", "sum", "sqrt"}
+        See `row_factor`.
+    shared : bool
+        Whether all central species share one block of weights.
+    constant : float
+        What stands in the columns of energies per atom in the place of 1, so that one regularizer
+        serves all columns: sqrt(mu / mu of these energies). 0: the model has no such columns.
+    """
+
+    map: FeatureMap
+    rows: str
+    shared: bool = False
+    constant: float = 0.0
+
+    @property
+    def stored(self) -> Layout:
+        """Columns of the stored sums, a block per central species."""
+        return Layout(self.map.widths)
 
     @property
     def layout(self) -> Layout:
-        """Columns of the model's rows, in blocks of weights."""
+        """Columns of the model's rows."""
+        return Layout(self._widths(self._n_constants if self.constant else 0))
 
     @property
-    def sums(self) -> Blocks:
-        """Columns of the stored sums over a structure, a block per central species."""
+    def folded(self) -> Layout:
+        """Columns of what is folded, but for the target."""
+        return Layout(self._widths(self._n_constants))
 
-    def environments(
+    @property
+    def columns(self) -> IntArray:
+        """(layout.n_columns,) the model's columns among those that are folded."""
+        folded = self.folded
+        wanted = [
+            np.arange(folded.slice(block).start, folded.slice(block).start + width)
+            for block, width in enumerate(self.layout.widths)
+        ]
+        return np.concatenate(wanted)
+
+    @property
+    def constants(self) -> IntArray:
+        """(n_species,) columns of energies per atom among those that are folded."""
+        n, folded = self._n_constants, self.folded
+        stops = [folded.slice(block).stop for block in range(folded.n_blocks)]
+        return np.concatenate([np.arange(stop - n, stop) for stop in stops])
+
+    @property
+    def scale(self) -> FloatArray:
+        """(layout.n_columns,) factor of each column."""
+        scale = np.ones(self.layout.n_columns)
+        if self.constant:
+            for block in range(self.layout.n_blocks):
+                stop = self.layout.slice(block).stop
+                scale[stop - self._n_constants : stop] = self.constant
+        return scale
+
+    @property
+    def _n_constants(self) -> int:
+        """Columns of energies per atom in a block."""
+        return len(self.map.widths) if self.shared else 1
+
+    def _widths(self, n_constants: int) -> tuple[int, ...]:
+        widths = self.map.widths[:1] if self.shared else self.map.widths
+        return tuple(width + n_constants for width in widths)
+
+    def mapped(
         self, features: FloatArray, species: IntArray
-    ) -> Iterator[tuple[int, slice | NDArray[np.bool_], FloatArray]]:
-        """Rows of environments, block by block.
+    ) -> Iterator[tuple[int, Which, FloatArray]]:
+        """The map's rows of environments, by central species.
 
         Parameters
         ----------
@@ -36,84 +198,84 @@ class Model(Protocol):
 
         Yields
         ------
-        block : int
-            The block of columns in which all these rows live.
+        number : int
+            The central species.
         which : slice or (n,) bool
-            The environments.
-        rows : (m, width of the block) float64
+            Its environments.
+        rows : (m, map.widths[number]) float64
         """
+        for number in np.unique(species).tolist():
+            own = species == number
+            if own.all():
+                yield number, slice(None), self.map.map(number, features)
+            else:
+                yield number, own, self.map.map(number, features[own])
 
-    def structures(
-        self, sums: FloatArray, n_atoms: IntArray, columns: slice = slice(None)
-    ) -> tuple[FloatArray, FloatArray]:
-        """Rows of structures from stored sums, not copied where that can be.
+    def add_sums(
+        self, sums: FloatArray, mapped: Iterable[tuple[int, Which, FloatArray]], structure: IntArray
+    ) -> None:
+        """Add rows of environments to those of their structures.
 
         Parameters
         ----------
-        sums : (n, sums.n_columns) float64
-        n_atoms : (n,) int
-        columns : slice
-            Which of the model's columns are wanted.
+        sums : (n_structures, stored.n_columns) float64
+            Added to.
+        mapped
+            What `mapped` gives of n environments.
+        structure : (n,) int
+            Structure of each environment, counted from 0.
+        """
+        for number, which, rows in mapped:
+            sums[:, self.stored.slice(number)] += sum_rows(rows, structure[which], len(sums))
+
+    def placed(self, number: int, rows: FloatArray) -> tuple[int, FloatArray]:
+        """The block in which rows of one central species live, and all its columns of them."""
+        if self.constant:
+            own = np.zeros((len(rows), self._n_constants))
+            own[:, number if self.shared else 0] = self.constant
+            rows = np.hstack([rows, own])
+        return (0 if self.shared else number), rows
+
+    def sides(self, targets: Targets) -> list[FloatArray]:
+        """What is folded of some targets, side by side; not multiplied by their factors."""
+        blocks = [targets.rows[:, self.stored.slice(k)] for k in range(self.stored.n_blocks)]
+        y = np.nan_to_num(targets.y)[:, None]
+        if self.shared:
+            return [np.sum(blocks, axis=0), targets.count, y]
+        counts = [targets.count[:, k : k + 1] for k in range(len(blocks))]
+        return [*(side for pair in zip(blocks, counts, strict=True) for side in pair), y]
+
+    def structures(self, sums: FloatArray, count: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Rows of structures in the model's convention.
+
+        Parameters
+        ----------
+        sums : (n, stored.n_columns) float64
+        count : (n, n_species) int
+            Atoms.
 
         Returns
         -------
-        rows : (n, len of columns) float64
+        rows : (n, layout.n_columns) float64
         factor : (n,) float64
-            By which the rows are to be multiplied.
+            Of the convention, already in the rows.
         """
+        targets = energies(sums, count, np.zeros(len(sums)), self.rows)
+        rows = np.hstack(self.sides(targets)[:-1])[:, self.columns]
+        rows *= targets.factor[:, None] * self.scale
+        return rows, targets.factor
 
 
-@dataclass(frozen=True)
-class Linear:
-    """Ridge regression on the descriptor, ``phi_i = x_i`` (JCTC23 eq. 12-14).
-
-    Attributes
-    ----------
-    n_features, n_species : int
-        Of the descriptor.
-    rows : {"mean", "sum", "sqrt"}
-        See `row_factor`.
-    shared : bool
-        Whether all central species share their weights.
-    """
-
-    n_features: int
-    n_species: int
-    rows: str
-    shared: bool
-
-    @property
-    def layout(self) -> Layout:
-        """Columns of the model's rows."""
-        return Layout((self.n_features,) * (1 if self.shared else self.n_species))
-
-    @property
-    def sums(self) -> Blocks:
-        """Columns of the stored sums."""
-        return Blocks(self.n_features, self.n_species)
-
-    def environments(
-        self, features: FloatArray, species: IntArray
-    ) -> Iterator[tuple[int, slice | NDArray[np.bool_], FloatArray]]:
-        """Features as they are, by central species unless these share their weights."""
-        for number in (0,) if self.shared else np.unique(species):
-            own = species == number
-            if self.shared or own.all():
-                yield int(number), slice(None), features
-            else:
-                yield int(number), own, features[own]
-
-    def structures(
-        self, sums: FloatArray, n_atoms: IntArray, columns: slice = slice(None)
-    ) -> tuple[FloatArray, FloatArray]:
-        """Sums as they are, or over the central species where these share their weights."""
-        rows = merge_blocks(sums, self.sums) if self.shared else sums
-        return rows[:, columns], row_factor(n_atoms, self.rows)
+def energies(sums: FloatArray, count: IntArray, energy: FloatArray, convention: str) -> Targets:
+    """Targets of total energies (n,), from sums over structures and their atoms (n, n_species)."""
+    return Targets(
+        sums, count.astype(np.float64), energy, row_factor(count.sum(axis=1), convention)
+    )
 
 
-MODELS: dict[str, Callable[[Mapping[str, Any], int, int], Model]] = {
-    "linear": lambda settings, n_features, n_species: Linear(
-        n_features, n_species, settings["rows"], settings["centre_species"] == "shared"
-    ),
-}
-"""Models by the name they have in a job file: from its section, and the descriptor's sizes."""
+def joined(pieces: Sequence[Targets]) -> Targets:
+    """Targets one after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    names = ("rows", "count", "y", "factor")
+    return Targets(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))

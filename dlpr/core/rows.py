@@ -1,8 +1,8 @@
-"""Rows of the linear model: sums of environment features per structure, in blocks of columns."""
+"""Rows of a model: sums of environments' rows per structure, in blocks of columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,54 +40,62 @@ class Layout:
         return slice(start, start + self.widths[block])
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Columns of sums over structures: a block of features for each central species."""
-
-    n_features: int
-    n_blocks: int
-
-    @property
-    def n_columns(self) -> int:
-        """All columns, ``n_features * n_blocks``."""
-        return self.n_features * self.n_blocks
-
-
 STRIP_ROWS = 256
 """Rows that are copied or scaled at a time: few enough for the cache, enough for the BLAS."""
 
 
 def strips(
-    rows: FloatArray, scale: FloatArray | None = None, size: int = STRIP_ROWS
+    rows: FloatArray | Sequence[FloatArray],
+    scale: FloatArray | None = None,
+    columns: slice = slice(None),
+    size: int = STRIP_ROWS,
 ) -> Iterator[FloatArray]:
     """Yield rows times their factors, ``size`` at a time, for a BLAS that takes no strides.
 
     Parameters
     ----------
-    rows : (n, n_columns) float
+    rows : (n, n_columns) float, or a sequence of such arrays that lie side by side
         Any strides, read-only or not.
     scale : (n,) float64, optional
         Factor of each row.
+    columns : slice
+        Which of all columns are wanted.
     size : int
 
     Yields
     ------
-    (<= size, n_columns) float64
+    (<= size, len of columns) float64
         In C order; good until the next one, and not to be written to.
     """
-    as_they_lie = scale is None and rows.flags.c_contiguous and rows.dtype == np.float64
-    buffer = np.empty((0 if as_they_lie else min(size, len(rows)), rows.shape[1]))
-    for start in range(0, len(rows), size):
-        piece = rows[start : start + size]
-        if as_they_lie:
-            yield piece
+    sides = [rows] if isinstance(rows, np.ndarray) else rows
+    places = list(_places(sides, columns))
+    n, width = len(sides[0]), sum(side.shape[1] for side, _ in places)
+    only = places[0][0] if len(places) == 1 and scale is None else None
+    as_they_lie = only is not None and only.flags.c_contiguous and only.dtype == np.float64
+    buffer = np.empty((0 if as_they_lie else min(size, n), width))
+    for start in range(0, n, size):
+        here = slice(start, min(start + size, n))
+        if only is not None and as_they_lie:
+            yield only[here]
             continue
-        strip = buffer[: len(piece)]
-        if scale is None:
-            strip[:] = piece
-        else:
-            np.multiply(piece, scale[start : start + size, None], out=strip)
+        strip = buffer[: here.stop - start]
+        for side, place in places:
+            if scale is None:
+                strip[:, place] = side[here]
+            else:
+                np.multiply(side[here], scale[here, None], out=strip[:, place])
         yield strip
+
+
+def _places(sides: Sequence[FloatArray], columns: slice) -> Iterator[tuple[FloatArray, slice]]:
+    """What of arrays side by side lies in some columns, and where there."""
+    first, last, _ = columns.indices(sum(side.shape[1] for side in sides))
+    begin = 0
+    for side in sides:
+        start, stop = max(first, begin), min(last, begin + side.shape[1])
+        if start < stop:
+            yield side[:, start - begin : stop - begin], slice(start - first, stop - first)
+        begin += side.shape[1]
 
 
 def square_norm(rows: FloatArray) -> FloatArray:
@@ -96,23 +104,18 @@ def square_norm(rows: FloatArray) -> FloatArray:
     return norms
 
 
-def sum_rows(
-    features: FloatArray, block: IntArray, structure: IntArray, n_structures: int, blocks: Blocks
-) -> FloatArray:
-    """Sum the features of each structure's environments, ``sum_i phi_i`` (JCTC23 eq. 1).
+def sum_rows(rows: FloatArray, structure: IntArray, n_structures: int) -> FloatArray:
+    """Sum the rows of each structure's environments, ``sum_i phi_i`` (JCTC23 eq. 1).
 
     Environments are added one after the other in the order given, whatever the number of threads.
 
     Parameters
     ----------
-    features : (n, n_features) float64
-    block : (n,) int
-        Block of each environment, ``0 <= block < n_blocks``.
+    rows : (n, n_columns) float64
     structure : (n,) int
         Structure of each environment, counted from 0 and best non-decreasing (it keeps one
         output row in cache).
     n_structures : int
-    blocks : Blocks
 
     Returns
     -------
@@ -121,36 +124,17 @@ def sum_rows(
     Raises
     ------
     ValueError
-        If a block or a structure lies outside its range.
+        If a structure lies outside its range.
     """
-    for name, index, size in (
-        ("structure", structure, n_structures),
-        ("block", block, blocks.n_blocks),
-    ):
-        if len(index) and not 0 <= index.min() <= index.max() < size:
-            raise ValueError(f"{name} spans {index.min()}..{index.max()}, allowed is 0..{size - 1}")
-    n = len(features)
-    target = np.asarray(structure, dtype=np.int64) * blocks.n_blocks + block
-    shape = (n_structures * blocks.n_blocks, n)
-    indicator = csc_array((np.ones(n), target, np.arange(n + 1)), shape=shape)
-    sums = np.asarray(indicator @ features)
-    return sums.reshape(n_structures, blocks.n_columns)
-
-
-def merge_blocks(rows: FloatArray, blocks: Blocks) -> FloatArray:
-    """Rows of the model whose species share weights, from rows with a block per species.
-
-    Parameters
-    ----------
-    rows : (n, n_columns) float64
-    blocks : Blocks
-
-    Returns
-    -------
-    (n, n_features) float64
-    """
-    merged: FloatArray = rows.reshape(-1, blocks.n_blocks, blocks.n_features).sum(axis=1)
-    return merged
+    n = len(rows)
+    if n and not 0 <= structure.min() <= structure.max() < n_structures:
+        raise ValueError(
+            f"structure spans {structure.min()}..{structure.max()}, allowed is "
+            f"0..{n_structures - 1}"
+        )
+    where = (np.ones(n), np.asarray(structure, np.int64), np.arange(n + 1))
+    indicator = csc_array(where, shape=(n_structures, n))
+    return np.asarray(indicator @ rows)
 
 
 def row_factor(n_atoms: IntArray, convention: str) -> FloatArray:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg.blas import dgemm, dsyrk, dtrsm
 from scipy.linalg.lapack import dpotrf
 
-from dlpr.core.rows import FloatArray, strips
+from dlpr.core.rows import FloatArray
 from dlpr.errors import NumericsError
 
 TILE_COLUMNS = 4096
@@ -83,27 +83,22 @@ class Tiling:
 
 
 def fold_tile(
-    tile: FloatArray,
-    rows_i: FloatArray,
-    rows_j: FloatArray | None = None,
-    scale: FloatArray | None = None,
+    tile: FloatArray, rows_i: Iterable[FloatArray], rows_j: Iterable[FloatArray] | None = None
 ) -> FloatArray:
-    """Add ``rows_i^T diag(scale^2) rows_j`` to a tile in place, and return it.
+    """Add ``rows_i^T rows_j`` to a tile in place, and return it.
 
     Parameters
     ----------
     tile : (n_columns_i, n_columns_j) float64, Fortran order
-    rows_i, rows_j : (n, n_columns_i), (n, n_columns_j) float64
-        Any strides, read-only or not: columns of a wider block. Without ``rows_j`` the tile is on
-        the diagonal, and only its upper triangle has a meaning.
-    scale : (n,) float64, optional
-        Factor of each row.
+    rows_i, rows_j : iterables of (n, n_columns_i), (n, n_columns_j) float64 in C order
+        Strips of the same rows in the columns of each tile. Without ``rows_j`` the tile is on the
+        diagonal, and only its upper triangle has a meaning.
     """
     if rows_j is None:
-        for strip in strips(rows_i, scale):
+        for strip in rows_i:
             tile = dsyrk(1.0, strip.T, beta=1.0, c=tile, overwrite_c=1)
         return tile
-    for left, right in zip(strips(rows_i, scale), strips(rows_j, scale), strict=True):
+    for left, right in zip(rows_i, rows_j, strict=True):
         tile = dgemm(1.0, left.T, right.T, beta=1.0, c=tile, trans_b=1, overwrite_c=1)
     return tile
 

@@ -1,11 +1,14 @@
 """From pieces of structures to rows of features.
 
-A job names one descriptor and its settings, ``{"soap": {...}}``; further kinds join `KINDS`.
+A job names one descriptor and its settings, ``{"soap": {...}}``, or several as ``parts``. The
+invariants of one density of neighbours are two kinds: ``radial``, linear in it (the l = 0
+coefficients of the spherical expansion), and ``soap``, quadratic (its power spectrum); ``lode`` is
+quadratic in the potential of all atoms. ``features`` and ``python`` are the user's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -13,11 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.hypers import nearest
+from dlpr.descriptors.lode import Lode
+from dlpr.descriptors.neighbours import DENSITY
+from dlpr.descriptors.parts import Parts
+from dlpr.descriptors.radial_spectrum import RadialSpectrum
 from dlpr.descriptors.soap import Soap
+from dlpr.descriptors.user_features import UserFeatures
+from dlpr.descriptors.user_function import UserFunction
 from dlpr.errors import JobError
 from dlpr.structures.frames import Piece
 
-__all__ = ["KINDS", "Descriptor", "Soap", "descriptor"]
+__all__ = [
+    "KINDS",
+    "Descriptor",
+    "Lode",
+    "Parts",
+    "RadialSpectrum",
+    "Soap",
+    "UserFeatures",
+    "UserFunction",
+    "check_sets",
+    "descriptor",
+    "members",
+]
 
 
 class Descriptor(Protocol):
@@ -29,7 +50,7 @@ class Descriptor(Protocol):
 
     @property
     def cutoff(self) -> float:
-        """Distance in Å beyond which atoms do not enter an environment."""
+        """Distance in Å beyond which atoms do not enter an environment; infinite: all do."""
 
     @property
     def species(self) -> tuple[int, ...]:
@@ -38,6 +59,14 @@ class Descriptor(Protocol):
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
         """Arrays (n_features,) by name: what each column is."""
+
+    @property
+    def components(self) -> dict[str, slice]:
+        """Names of additive components and their columns; together they are all columns."""
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether rows follow from `Piece.row`, the numbers of environments, not from atoms."""
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the rows, as JSON can hold it; `descriptor` takes it back."""
@@ -49,13 +78,102 @@ class Descriptor(Protocol):
         """Return one row for each centre, in order, (n_centres, n_features)."""
 
     def compute_nbytes(
-        self, n_environments: int, n_atoms: int | None = None, n_neighbours: float = 200.0
+        self,
+        n_environments: int,
+        n_atoms: int | None = None,
+        density: float = DENSITY,
+        volume: float | None = None,
     ) -> int:
-        """Bound the memory of a call of `compute` in bytes, the returned rows included."""
+        """Bound the memory of a call of `compute`.
+
+        Parameters
+        ----------
+        n_environments
+            Centres of all pieces of the call.
+        n_atoms
+            Atoms of the largest piece, halo included. None: all environments are of one piece.
+        density
+            Atoms per Å³, of the densest structure.
+        volume
+            Å³ of the largest cell; asked for where the cutoff is infinite. None: that of so many
+            atoms at the given density.
+
+        Returns
+        -------
+        int
+            Bytes, the returned rows included.
+        """
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[int]], Descriptor]] = {"soap": Soap}
+Maker = Callable[[Mapping[str, Any], Sequence[int]], Descriptor]
+
+KINDS: dict[str, Maker] = {
+    "soap": Soap,
+    "radial": RadialSpectrum,
+    "lode": Lode,
+    "features": UserFeatures,
+    "python": UserFunction,
+    "parts": lambda parts, species: Parts(parts, species, _part),
+}
 """Descriptors by the name they have in a job file."""
+
+
+def _one(
+    settings: Mapping[str, Any], species: Sequence[int], known: Mapping[str, Maker]
+) -> Descriptor:
+    """Make the one descriptor that some settings have."""
+    kinds = [key for key in settings if key not in ("species", "featomic")]
+    for kind in kinds:
+        if kind not in known:
+            raise JobError(
+                f"unknown descriptor {kind!r}; {nearest(kind, known)}. Correct the job file."
+            )
+    if len(kinds) != 1:
+        raise JobError(
+            f"the section descriptor has {len(kinds)} descriptors; it must have one"
+            f" (known: {', '.join(known)}). Several go side by side in descriptor.parts."
+            " Correct the job file."
+        )
+    return known[kinds[0]](settings[kinds[0]], species)
+
+
+def _part(settings: Mapping[str, Any], species: Sequence[int]) -> Descriptor:
+    return _one(settings, species, {k: make for k, make in KINDS.items() if k != "parts"})
+
+
+def members(calculator: Descriptor) -> Iterator[Descriptor]:
+    """A descriptor, or the descriptors it is made of."""
+    yield from calculator.parts.values() if isinstance(calculator, Parts) else (calculator,)
+
+
+def check_sets(calculators: Mapping[str, Descriptor], n_environments: Mapping[str, int]) -> None:
+    """Check that users' files of features fit the sets, and one another.
+
+    Parameters
+    ----------
+    calculators
+        By the name of the set, the training set first.
+    n_environments
+        Of each set.
+
+    Raises
+    ------
+    InputError
+        If a file has not one row for each environment of its set.
+    JobError
+        If the sets' numbers of columns differ.
+    """
+    first = next(iter(calculators))
+    for name, calculator in calculators.items():
+        for member in members(calculator):
+            if isinstance(member, UserFeatures):
+                member.check_rows(n_environments[name], name)
+        if calculator.n_features != calculators[first].n_features:
+            raise JobError(
+                f"the features of the set {name} have {calculator.n_features} columns, those of"
+                f" the set {first} {calculators[first].n_features}; needed are the same. Correct"
+                " the files in descriptor.features."
+            )
 
 
 def descriptor(settings: Mapping[str, Any], species: Sequence[int] | None = None) -> Descriptor:
@@ -75,17 +193,6 @@ def descriptor(settings: Mapping[str, Any], species: Sequence[int] | None = None
         If the kind is unknown or not one, a hyperparameter cannot be used, or the settings were
         made with other species or another version of featomic.
     """
-    kinds = [key for key in settings if key not in ("species", "featomic")]
-    for kind in kinds:
-        if kind not in KINDS:
-            raise JobError(
-                f"unknown descriptor {kind!r}; {nearest(kind, KINDS)}. Correct the job file."
-            )
-    if len(kinds) != 1:
-        raise JobError(
-            f"the section descriptor has {len(kinds)} descriptors; it must have one"
-            f" (known: {', '.join(KINDS)}). Correct the job file."
-        )
     made_by, here = settings.get("featomic"), version("featomic")
     if made_by is not None and made_by != here:
         raise JobError(
@@ -99,4 +206,4 @@ def descriptor(settings: Mapping[str, Any], species: Sequence[int] | None = None
             f"the descriptor settings are for the species {stored}; the structures have {wanted}."
             " Compute the features anew with the species of all structures."
         )
-    return KINDS[kinds[0]](settings[kinds[0]], wanted)
+    return _one(settings, wanted, KINDS)

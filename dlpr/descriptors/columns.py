@@ -79,3 +79,16 @@ def reduced_columns(full: Columns) -> Columns:
     """
     kept = np.unique(full["column"], return_index=True)[1]
     return {name: full[name][kept] for name in (*NAMES, "weight")}
+
+
+def spectrum_factor(columns: Columns) -> NDArray[np.float64]:
+    """Factor of each column on ``sum_m c_{a n_1 l m} c_{b n_2 l m}``, (n_features,).
+
+    featomic's (-1)^l / sqrt(2 l + 1), sqrt(2) for pairs of different species, and the weight of
+    the reduced layout.
+    """
+    l_ = columns["l"]
+    cross = columns["neighbour_1"] != columns["neighbour_2"]
+    norm = np.where(l_ % 2 == 0, 1.0, -1.0) * np.sqrt(2.0 * l_ + 1.0)
+    factor: NDArray[np.float64] = np.where(cross, np.sqrt(2.0), columns["weight"]) / norm
+    return factor

@@ -10,18 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from dlpr.errors import JobError
-
-WHERE = "descriptor.soap"
 
 
 class _Section(NamedTuple):
     """Keys of a section for each of its types; the empty type: the section has none."""
 
-    variants: dict[str, dict[str, str | _Section]]
+    variants: dict[str, dict[str, _Rule]]
     optional: bool = False
+
+
+class _ByAngular(NamedTuple):
+    """A section whose keys are angular degrees."""
+
+    radial: _Section
+
+
+_Rule: TypeAlias = "str | _Section | _ByAngular"
 
 
 # Leaves: "number", "positive", "count" (a whole number from 0), "list"; "?" marks optional ones.
@@ -29,7 +36,7 @@ _SMOOTHING = _Section({"ShiftedCosine": {"width": "positive"}, "Step": {}})
 _SCALING = _Section(
     {"Willatt2018": {"exponent": "number", "rate": "number", "scale": "positive"}}, optional=True
 )
-_ANY_DENSITY: dict[str, str | _Section] = {"center_atom_weight": "number?", "scaling": _SCALING}
+_ANY_DENSITY: dict[str, _Rule] = {"center_atom_weight": "number?", "scaling": _SCALING}
 _DENSITY = _Section(
     {
         "Gaussian": {"width": "positive", **_ANY_DENSITY},
@@ -43,18 +50,60 @@ _RADIAL = _Section(
         "Tabulated": {"points": "list", "center_contribution": "list?"},
     }
 )
-_BASIS = _Section(
+_LODE_RADIAL = _Section(
     {
-        "TensorProduct": {
-            "max_angular": "count",
-            "radial": _RADIAL,
-            "spline_accuracy": "positive?",
-        },
-        "Explicit": {"by_angular": "by_angular", "spline_accuracy": "positive?"},
+        "Gto": {"max_radial": "count", "radius": "positive"},
+        "Tabulated": {"points": "list", "center_contribution": "list?"},
     }
 )
-_CUTOFF = _Section({"": {"radius": "positive", "smoothing": _SMOOTHING}})
-_SOAP = _Section({"": {"cutoff": _CUTOFF, "density": _DENSITY, "basis": _BASIS}})
+
+
+def _basis(radial: _Section) -> _Section:
+    return _Section(
+        {
+            "TensorProduct": {
+                "max_angular": "count",
+                "radial": radial,
+                "spline_accuracy": "positive?",
+            },
+            "Explicit": {"by_angular": _ByAngular(radial), "spline_accuracy": "positive?"},
+        }
+    )
+
+
+_CUTOFF_KEYS: dict[str, _Rule] = {"radius": "positive", "smoothing": _SMOOTHING}
+_CUTOFF = _Section({"": _CUTOFF_KEYS})
+_POWER_LAW = _Section(
+    {
+        "SmearedPowerLaw": {
+            "smearing": "positive",
+            "exponent": "count",
+            "center_atom_weight": "number?",
+        }
+    }
+)
+_KINDS = {
+    "soap": _Section({"": {"cutoff": _CUTOFF, "density": _DENSITY, "basis": _basis(_RADIAL)}}),
+    "radial": _Section(
+        {
+            "": {
+                "cutoff": _CUTOFF,
+                "density": _DENSITY,
+                "basis": _Section({"": {"radial": _RADIAL, "spline_accuracy": "positive?"}}),
+            }
+        }
+    ),
+    "lode": _Section(
+        {
+            "": {
+                "density": _POWER_LAW,
+                "basis": _basis(_LODE_RADIAL),
+                "k_cutoff": "positive?",
+                "exclude": _Section({"": _CUTOFF_KEYS}, optional=True),
+            }
+        }
+    ),
+}
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
@@ -64,13 +113,18 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f"the nearest known one is {match!r} (known: {', '.join(words)})"
 
 
-def check_hypers(hypers: object) -> dict[str, Any]:
-    """Check the hyperparameters of a SOAP power spectrum.
+def check_hypers(hypers: object, kind: str) -> dict[str, Any]:
+    """Check the hyperparameters of a descriptor that featomic knows.
 
     Parameters
     ----------
     hypers
-        The job's section ``descriptor.soap``: featomic's ``cutoff``, ``density`` and ``basis``.
+        The job's section ``descriptor.KIND``. "soap": featomic's ``cutoff``, ``density`` and
+        ``basis`` of ``SoapPowerSpectrum``; "radial": those of ``SoapRadialSpectrum``; "lode":
+        ``density``, ``basis`` and ``k_cutoff`` of ``LodeSphericalExpansion``, and ``exclude``, the
+        keys of a ``cutoff``.
+    kind
+        One of those.
 
     Returns
     -------
@@ -83,7 +137,7 @@ def check_hypers(hypers: object) -> dict[str, Any]:
     JobError
         Naming the key, what was found and what is needed.
     """
-    return _check_section(hypers, _SOAP, WHERE)
+    return _check_section(hypers, _KINDS[kind], f"descriptor.{kind}")
 
 
 def _check_section(value: object, section: _Section, where: str) -> dict[str, Any]:
@@ -116,17 +170,23 @@ def _check_section(value: object, section: _Section, where: str) -> dict[str, An
         place = f"{where}.{key}"
         if value.get(key) is not None:
             checked[key] = _check_value(value[key], rule, place)
-        elif not (rule.optional if isinstance(rule, _Section) else rule.endswith("?")):
+        elif not _is_optional(rule):
             raise JobError(f"{where} lacks the key {key!r}. Add {place} to the job file.")
     return checked
 
 
-def _check_value(value: Any, rule: str | _Section, where: str) -> object:
+def _is_optional(rule: _Rule) -> bool:
+    if isinstance(rule, _Section):
+        return rule.optional
+    return isinstance(rule, str) and rule.endswith("?")
+
+
+def _check_value(value: Any, rule: _Rule, where: str) -> object:
     if isinstance(rule, _Section):
         return _check_section(value, rule, where)
+    if isinstance(rule, _ByAngular):
+        return _check_by_angular(value, rule.radial, where)
     rule = rule.removesuffix("?")
-    if rule == "by_angular":
-        return _check_by_angular(value, where)
     if rule == "list":
         if isinstance(value, list):
             return value
@@ -145,13 +205,13 @@ def _check_value(value: Any, rule: str | _Section, where: str) -> object:
     raise JobError(f"{where} is {value!r}; it must be {needed}{hint}. Correct the job file.")
 
 
-def _check_by_angular(value: object, where: str) -> dict[str, Any]:
+def _check_by_angular(value: object, radial: _Section, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(str(angular).isdecimal() for angular in value):
         raise JobError(
             f"{where} is {value!r}; it must be a section whose keys are angular degrees (0, 1, ...)"
             " and whose values are radial bases. Correct the job file."
         )
     return {
-        str(int(angular)): _check_section(value[angular], _RADIAL, f"{where}.{angular}")
+        str(int(angular)): _check_section(value[angular], radial, f"{where}.{angular}")
         for angular in sorted(value, key=int)
     }

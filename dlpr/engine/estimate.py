@@ -9,46 +9,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlpr.core.models import Identity
 from dlpr.core.rows import Layout
-from dlpr.descriptors import Descriptor, descriptor
+from dlpr.descriptors import Descriptor, Soap, descriptor
+from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
 from dlpr.engine import memory
 from dlpr.engine.executors import Note
 from dlpr.engine.pipeline import Pipeline, default_block, default_task
+from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
-from dlpr.stages.ingest import load_index, reading_of
+from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.structures import CHUNK_ROWS
 from dlpr.store.folder import Receipt, StageFolder
-from dlpr.structures.checks import check_record
 from dlpr.structures.frames import Piece
-from dlpr.structures.parse import Record, read_frames
-from dlpr.structures.selection import Where, frame_values
+from dlpr.structures.parse import Record
 
-SAMPLED_FILES = 64
 SAMPLED_ATOMS = 512
 FLOPS = 2e10
 """Dense linear algebra per core and second, on the low side."""
 PARSED_ATOMS = 2e5
 """Atoms of text parsed and checked per core and second, on the low side."""
-
-
-@dataclass(frozen=True)
-class SetSize:
-    """What the index of a set says."""
-
-    n_structures: int
-    n_environments: int
-    largest_frame: int
-    density: float
-
-    @property
-    def crowd(self) -> memory.Crowd:
-        """What the memory of a descriptor depends on."""
-        return memory.Crowd(self.largest_frame, self.density, self.n_structures)
 
 
 @dataclass(frozen=True)
@@ -115,29 +100,31 @@ def estimate(steps: Pipeline) -> Estimate:
     sizes: dict[str, SetSize] = {}
     sample: list[Record] = []
     for name in steps.set_names():
-        sizes[name], records = _look(steps, name)
+        sizes[name], records = look(steps, name)
         sample += records
     species = sorted({int(z) for record in sample for z in np.unique(record.number)})
-    calculator = descriptor(steps.job.descriptor.model_dump(mode="json"), species)
-    separate = steps.job.model.spec.centre_species == "separate"
-    layout = Layout((calculator.n_features,) * (len(species) if separate else 1))
+    calculator = descriptor(steps.job.descriptor_of("train"), species)
+    mapping, layout = columns(steps, calculator, sizes)
+    n_rows = count_rows(steps, sizes["train"])
     seconds = _seconds_per_environment(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
     form = fold_stage.form_of(
         steps.job.solver,
         steps.job.model.spec.regularizer,
-        sizes["train"].n_structures,
-        layout.n_columns,
+        n_rows,
+        layout.n_columns + 1,
         steps.job.numerics.tile_columns,
     )
     tile_columns = steps.job.numerics.tile_columns
-    factor = memory.FactorSize(form, layout, sizes["train"].n_structures, tile_columns)
-    stages += _training(steps, calculator, factor, sizes["train"], seconds)
+    factor = memory.FactorSize(form, layout, n_rows, tile_columns)
+    stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
+    if steps.kinds() != ["energy"]:
+        stages.append(_derivatives(steps, calculator, mapping, sizes["train"], sample))
     for name in sizes if steps.job.store_test_features else ():
         if name != "train":
             stages.append(_features(steps, calculator, name, sizes[name], seconds))
     for name in steps.job.test:
-        stages.append(_rigidity(steps, calculator, factor, name, sizes, seconds))
+        stages.append(_rigidity(steps, calculator, mapping, factor, name, sizes, seconds))
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
     largest = max(size.largest_frame for size in sizes.values())
     most = max(size.n_structures for size in sizes.values())
@@ -147,39 +134,50 @@ def estimate(steps: Pipeline) -> Estimate:
     return Estimate(sizes, layout, stages, tuple(species))
 
 
+def _derivatives(
+    steps: Pipeline,
+    calculator: Descriptor,
+    mapping: memory.MapSize,
+    size: SetSize,
+    sample: list[Record],
+) -> StageEstimate:
+    """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
+    assert isinstance(calculator, Soap)
+    kinds = {kind: kind in steps.kinds() for kind in ("forces", "stress")}
+    record = min(sample, key=lambda record: len(record.number))
+    species = record.number.astype(np.uint8)
+    piece = Piece(record.position, species, record.cell, record.pbc)
+    identity = Identity(calculator.n_features, len(calculator.species))
+    usable = {kind: on and (kind == "forces" or has_stress(piece)) for kind, on in kinds.items()}
+    start = time.process_time()
+    if any(usable.values()):
+        derivative_rows(calculator, piece, identity, **usable)
+    seconds = (time.process_time() - start) / len(species)
+    n_neighbours = max(size.density, memory.DENSITY) * 4 / 3 * np.pi * calculator.cutoff**3
+    flops = (
+        6 * n_neighbours * calculator.n_features * (mapping.widest if mapping.n_references else 0)
+    )
+    row_nbytes = 8 * mapping.n_columns
+    nbytes = row_nbytes * (
+        count_rows(steps, size) - size.n_structures * ("energy" in steps.kinds())
+    )
+    widths = (mapping.widest,) * len(calculator.species)
+    peak = derivative_nbytes(calculator, size.largest_frame, n_neighbours, widths, **kinds)
+    n_tasks = max(1, nbytes // PART_NBYTES)
+    hours = size.n_environments * (seconds + flops / FLOPS) / 3600
+    peak += 3 * PART_NBYTES + mapping.nbytes(calculator.n_features, 0)
+    name = f"rows of {' and '.join(kind for kind in kinds if kinds[kind])}"
+    return StageEstimate(name, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
+
+
 def _size_of(sizes: dict[str, SetSize], name: str) -> SetSize:
     return sizes.get(name, sizes["train"])
-
-
-def _look(steps: Pipeline, name: str) -> tuple[SetSize, list[Record]]:
-    """The size of a set, and some of its frames for species and speed."""
-    index = steps.index(name)
-    n_structures = n_environments = largest = 0
-    sample: list[Record] = []
-    selection = steps.selection(name)
-    for number in range(index.n_tasks):
-        file = load_index(index, number)
-        n_atoms = file.n_atoms[file.selected]
-        n_structures += len(n_atoms)
-        n_environments += int(n_atoms.sum())
-        largest = max(largest, int(n_atoms.max()))
-        if number < SAMPLED_FILES:
-            frames = np.unique(file.selected[np.linspace(0, len(n_atoms) - 1, 8).astype(int)])
-            sample += read_frames(file, frames.tolist(), reading_of(selection))
-    if selection["where"]:
-        where = Where(selection["where"])
-        sample = [record for record in sample if where(frame_values(record))] or sample
-    for record in sample:
-        check_record(record, selection["minimum_distance"])
-    volumes = [(len(r.number), abs(np.linalg.det(r.cell))) for r in sample if r.pbc.all()]
-    density = max((n / volume for n, volume in volumes), default=0.0)
-    return SetSize(n_structures, n_environments, largest, density), sample
 
 
 def _seconds_per_environment(calculator: Descriptor, sample: list[Record]) -> float:
     """Time the descriptor on a few environments."""
     pieces, count = [], 0
-    for record in sample:
+    for record in () if calculator.reads_rows else sample:
         if count < SAMPLED_ATOMS and len(record.number) <= SAMPLED_ATOMS:
             species = record.number.astype(np.uint8)
             pieces.append(Piece(record.position, species, record.cell, record.pbc))
@@ -208,7 +206,7 @@ def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int
     """Environments of a block and of a task, and how many tasks there are."""
     numerics = steps.job.numerics
     block = numerics.block_environments or default_block(calculator.n_features)
-    task = numerics.task_environments or default_task(block)
+    task = numerics.task_environments or default_task(block, calculator.n_features)
     return block, task, max(1, -(-size.n_environments // task))
 
 
@@ -230,6 +228,7 @@ def _features(
 def _training(
     steps: Pipeline,
     calculator: Descriptor,
+    mapping: memory.MapSize,
     factor: memory.FactorSize,
     size: SetSize,
     seconds: float,
@@ -241,14 +240,14 @@ def _training(
     if job.store_train_features:
         stages.append(_features(steps, calculator, "train", size, seconds))
     n_rows = -(-size.n_structures // n_tasks) + 2
-    nbytes = memory.rows_nbytes(calculator, block, size.crowd, n_rows)
-    sums = 8 * size.n_structures * calculator.n_features * len(calculator.species)
+    nbytes = memory.rows_nbytes(calculator, mapping, block, size.crowd, n_rows)
+    sums = 8 * size.n_structures * mapping.n_columns
     hours = 0.0 if job.store_train_features else featurize
     stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, sums, nbytes, hours))
     cubic, task_nbytes = 5 * width**3, factor.factorize_nbytes
     n_factor = 1
     if factor.form == "rows":
-        cubic = 6 * size.n_structures**2 * width
+        cubic = 6 * factor.n_rows**2 * width
     else:
         stages.append(_folds(steps, factor, size))
     if factor.form == "tiles":
@@ -265,12 +264,12 @@ def _training(
 def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEstimate:
     numerics, width = steps.numerics(), factor.layout.n_columns
     tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
-    run_rows = fold_stage.run_rows(size.n_structures, 1, width, numerics["partials_nbytes"])
-    n_runs = -(-size.n_structures // run_rows)
+    run_rows = fold_stage.run_rows(factor.n_rows, 1, width, numerics["partials_nbytes"])
+    n_runs = -(-factor.n_rows // run_rows)
     n_tasks = n_runs * len(tiles.pairs())
     nbytes = memory.fold_nbytes(width, max(tiles.widths), numerics["fold_block_rows"])
     kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(steps.job.solver, 3)
-    hours = kinds * size.n_structures * width**2 / FLOPS / 3600
+    hours = kinds * factor.n_rows * width**2 / FLOPS / 3600
     partials = 8 * width**2 * n_runs
     return StageEstimate("folds", n_tasks, 2 * n_tasks + 4, partials, nbytes, hours)
 
@@ -278,6 +277,7 @@ def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEs
 def _rigidity(
     steps: Pipeline,
     calculator: Descriptor,
+    mapping: memory.MapSize,
     factor: memory.FactorSize,
     name: str,
     sizes: dict[str, SetSize],
@@ -291,7 +291,7 @@ def _rigidity(
     is_stored = steps.job.store_test_features if own else steps.job.store_train_features
     hours = (size.n_environments * (0.0 if is_stored else seconds) + flops / FLOPS) / 3600
     nbytes = 17 * size.n_environments + n_tasks * 16 * layout.n_columns
-    peak = memory.rigidity_nbytes(calculator, factor, block, task, size.crowd)
+    peak = memory.rigidity_nbytes(calculator, factor, mapping, block, task, size.crowd)
     return StageEstimate(f"rigidity of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 

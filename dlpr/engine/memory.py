@@ -10,16 +10,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
+from dlpr.core.kernel import Kernel
+from dlpr.core.models import FeatureMap
 from dlpr.core.rows import Layout
 from dlpr.core.substitution import LEAF, PART_ROWS
-from dlpr.descriptors import Descriptor
+from dlpr.descriptors import Descriptor, Soap
+from dlpr.descriptors.gradients import derivative_nbytes
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
+from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.features import ROWS_NBYTES, open_descriptor, task_edges
 from dlpr.stages.fold import tiling_of
-from dlpr.stages.model import open_model
+from dlpr.stages.model import open_map, open_model
+from dlpr.stages.references import CACHED_BLOCKS as REFERENCE_BLOCKS
 from dlpr.stages.result import CHUNK_ROWS
 from dlpr.stages.rigidity import TILED_ROWS
+from dlpr.stages.sources import kinds_of, sources_of
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
@@ -78,26 +85,74 @@ class Crowd:
     density : float
         Atoms per Å³ of the densest periodic frame.
     n_structures : int
+    volume : float
+        Å³ of the largest cell that is periodic in all directions.
     """
 
     largest_frame: int
     density: float
     n_structures: int
+    volume: float = 0.0
 
 
 def block_nbytes(calculator: Descriptor, block: int, crowd: Crowd) -> int:
     """A block of features while it is computed, its neighbours and halo included."""
     density, cutoff = max(crowd.density, DENSITY), calculator.cutoff
     n_atoms = crowd.largest_frame
-    if n_atoms > SORTED_FRAME_ATOMS:
+    if n_atoms > SORTED_FRAME_ATOMS and np.isfinite(cutoff):
         n_atoms = int(RAGGED * density * ((block / density) ** (1 / 3) + 2 * cutoff) ** 3)
-    return calculator.compute_nbytes(block, n_atoms, density * 4 / 3 * np.pi * cutoff**3)
+    return calculator.compute_nbytes(block, n_atoms, density, crowd.volume)
 
 
-def rows_nbytes(calculator: Descriptor, block: int, crowd: Crowd, n_rows: int) -> int:
+@dataclass(frozen=True)
+class MapSize:
+    """What the memory of a feature map depends on.
+
+    Attributes
+    ----------
+    n_columns : int
+        Of the rows' sums, a block for each central species.
+    widest : int
+        Columns of the largest block; of its references if there are more.
+    n_references : int
+        Of all central species; 0 where features are rows.
+    """
+
+    n_columns: int
+    widest: int
+    n_references: int = 0
+
+    @classmethod
+    def of(cls, mapping: FeatureMap) -> MapSize:
+        """That of a feature map at hand."""
+        widest = max((*mapping.widths, *mapping.raw_widths))
+        is_kernel = isinstance(mapping, Kernel)
+        return cls(sum(mapping.widths), widest, sum(mapping.raw_widths) if is_kernel else 0)
+
+    def nbytes(self, n_features: int, block: int) -> int:
+        """References, and a block of environments on its way through them."""
+        if not self.n_references:
+            return 0
+        held = self.n_references * (n_features + self.widest)
+        return 8 * (held + block * (n_features + self.widest) + 3 * KERNEL_ROWS * self.widest)
+
+
+def rows_nbytes(
+    calculator: Descriptor, size: MapSize, block: int, crowd: Crowd, n_rows: int
+) -> int:
     """A block of features and the rows of the structures of a task."""
-    n_columns = calculator.n_features * len(calculator.species)
-    return block_nbytes(calculator, block, crowd) + 3 * 8 * n_columns * n_rows
+    mapped = size.nbytes(calculator.n_features, block)
+    return block_nbytes(calculator, block, crowd) + mapped + 3 * 8 * size.n_columns * n_rows
+
+
+def references_nbytes(
+    calculator: Descriptor, block: int, task: int, crowd: Crowd, n_environments: int, count: int
+) -> int:
+    """Features of some tasks, distances or scores of all, and K_MM with its eigenvectors."""
+    held = (REFERENCE_BLOCKS + 2) * task * calculator.n_features
+    return block_nbytes(calculator, block, crowd) + 8 * (
+        held + 6 * n_environments + 6 * count**2 + 2 * count * calculator.n_features
+    )
 
 
 def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
@@ -166,11 +221,12 @@ class FactorSize:
 
 
 def rigidity_nbytes(
-    calculator: Descriptor, size: FactorSize, block: int, task: int, crowd: Crowd
+    calculator: Descriptor, size: FactorSize, mapping: MapSize, block: int, task: int, crowd: Crowd
 ) -> int:
     """The factor, a block of features, its solution, and the rows of a task's structures."""
-    n_sums = calculator.n_features * len(calculator.species)
+    n_sums = mapping.n_columns
     rows = 2 * 8 * block * (n_sums + calculator.n_features)
+    rows += mapping.nbytes(calculator.n_features, block)
     solved = 3 * 8 * size.solve_rows * n_sums
     structures = 3 * min(ROWS_NBYTES, 8 * n_sums * min(task, crowd.n_structures))
     computed = block_nbytes(calculator, block, crowd)
@@ -204,6 +260,7 @@ def crowd_of(structures: StageFolder) -> Crowd:
         max(f["largest_frame"] for f in facts),
         max(f["density"] for f in facts),
         sum(f["n_structures"] for f in facts),
+        max(f["volume"] for f in facts),
     )
 
 
@@ -222,17 +279,48 @@ def _rows(folder: StageFolder) -> int:
     calculator = open_descriptor(features["descriptor"])
     n_rows = int((last - first).max()) + 1
     crowd = crowd_of(folder.input("structures"))
-    return rows_nbytes(calculator, features["block_environments"], crowd, n_rows)
+    size = MapSize.of(open_map(folder))
+    return rows_nbytes(calculator, size, features["block_environments"], crowd, n_rows)
 
 
-def _layout(folder: StageFolder) -> Layout:
-    return open_model(folder.settings["features"], folder.settings["model"]).layout
+def _references(folder: StageFolder) -> int:
+    settings, structures = folder.settings, folder.input("structures")
+    features, spec = settings["features"], settings["kernel"]["references"]
+    n = open_structures(structures).n_environments
+    counts = spec["count"].values() if isinstance(spec["count"], dict) else [spec["count"] or n]
+    return references_nbytes(
+        open_descriptor(features["descriptor"]),
+        features["block_environments"],
+        features["task_environments"],
+        crowd_of(structures),
+        n,
+        min(n, max(counts)),
+    )
+
+
+def _derivatives(folder: StageFolder) -> int:
+    settings, crowd = folder.settings, crowd_of(folder.input("structures"))
+    calculator, mapping = open_descriptor(settings["features"]["descriptor"]), open_map(folder)
+    assert isinstance(calculator, Soap)
+    density = max(crowd.density, DENSITY)
+    kinds = {kind: kind in settings["kinds"] for kind in ("forces", "stress")}
+    widths = mapping.raw_widths
+    n_atoms = crowd.largest_frame
+    one = derivative_nbytes(
+        calculator, n_atoms, density * 4 / 3 * np.pi * calculator.cutoff**3, widths, **kinds
+    )
+    finished = 2 * 8 * (3 * n_atoms + 6) * sum(mapping.widths) + 3 * PART_NBYTES
+    return one + finished + MapSize.of(mapping).nbytes(calculator.n_features, 0)
 
 
 def _fold(folder: StageFolder) -> int:
     settings = folder.settings
-    width = max(tiling_of(settings).widths)
-    return fold_nbytes(_layout(folder).n_columns, width, settings["numerics"]["fold_block_rows"])
+    model = open_model(folder.input("rows"), settings["model"])
+    width, block_rows = (
+        max(tiling_of(model, settings).widths),
+        settings["numerics"]["fold_block_rows"],
+    )
+    return fold_nbytes(model.folded.n_columns + 1, width, block_rows)
 
 
 def _factor_size(factor: StageFolder) -> FactorSize:
@@ -240,9 +328,11 @@ def _factor_size(factor: StageFolder) -> FactorSize:
     form = {"cholesky": "tiles", "factor": "whole"}[factor.stage]
     if factor.settings["solver"] == "dual":
         form = "rows"
-    structures = open_structures(factor.input("rows").input("structures"))
+    sources = sources_of(factor.inputs(), kinds_of(factor.settings["loss"]))
+    n_rows = sum(source.n_rows for source in sources.values())
     tile_columns = factor.settings.get("tile_columns", 0)
-    return FactorSize(form, _layout(factor), structures.n_structures, tile_columns)
+    layout = open_model(factor.input("rows"), factor.settings["model"]).folded
+    return FactorSize(form, layout, n_rows, tile_columns)
 
 
 def _factorize(folder: StageFolder) -> int:
@@ -255,7 +345,8 @@ def _rigidity(folder: StageFolder) -> int:
     crowd = crowd_of(folder.input("structures"))
     size = _factor_size(folder.input("factor"))
     block, task = features["block_environments"], features["task_environments"]
-    return rigidity_nbytes(calculator, size, block, task, crowd)
+    mapping = MapSize.of(open_map(folder.input("factor").input("rows")))
+    return rigidity_nbytes(calculator, size, mapping, block, task, crowd)
 
 
 def _result(folder: StageFolder) -> int:
@@ -270,7 +361,9 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "index": lambda folder: INDEX_NBYTES,
     "structures": _ingest,
     "features": _features,
+    "references": _references,
     "rows": _rows,
+    "derivatives": _derivatives,
     "hessian": _fold,
     "triangle": _fold,
     "factor": _factorize,

@@ -9,33 +9,39 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
-from dlpr.descriptors import descriptor
+from dlpr.core.kernel import CUT
+from dlpr.core.rows import Layout
+from dlpr.descriptors import check_sets, descriptor
 from dlpr.engine import memory
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError, JobError, NumericsError
+from dlpr.errors import CorruptPartError, NumericsError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import cholesky as cholesky_stage
+from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
+from dlpr.stages import references as references_stage
 from dlpr.stages import result as result_stage
 from dlpr.stages import rigidity as rigidity_stage
 from dlpr.stages import rows as rows_stage
 from dlpr.stages.features import open_descriptor
-from dlpr.stages.model import open_model
+from dlpr.stages.model import open_map, open_model
+from dlpr.stages.sources import kinds_of
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.structures.files import expand
-from dlpr.structures.selection import Where
 
 BLOCK_NBYTES = 1 << 24
 """Bytes of features in one block, where the job does not say."""
 TASK_BLOCKS = 2
 """Blocks in one task, where the job does not say."""
-FEWEST_ENVIRONMENTS = 4096
-"""Environments in one task at least."""
+TASK_ENVIRONMENTS, TASK_COLUMNS = 16384, 2000
+"""Environments in one task of few columns, and the columns at which it has half as many."""
+REFERENCES = "references of the kernel"
+"""Name of the set of structures that a kernel's references come from; no set of a job has it."""
 MENDINGS = 5
 """Damaged parts that one run replaces before it gives up."""
 
@@ -95,12 +101,16 @@ class Pipeline:
 
     def set_spec(self, name: str) -> SetSpec:
         """What the job says about a set; a test set of any name may be the training set."""
+        if name == REFERENCES:
+            return SetSpec(files=self.job.model.spec.references.files)
         spec = self.job.test.get(name, self.job.train)
         return spec if isinstance(spec, SetSpec) else self.job.train
 
     def set_names(self) -> list[str]:
         """The training set, and the test sets that have structures of their own."""
-        return ["train", *(n for n, s in self.job.test.items() if isinstance(s, SetSpec))]
+        names = ["train", *(n for n, s in self.job.test.items() if isinstance(s, SetSpec))]
+        kernel = self.job.model.kernel
+        return [*names, REFERENCES] if kernel and kernel.references.files else names
 
     def species(self) -> list[int]:
         """All species of the job: they fix the columns."""
@@ -111,10 +121,11 @@ class Pipeline:
 
     def feature_settings(self, name: str) -> Json:
         """Descriptor, storage and block sizes for a set."""
-        calculator = descriptor(self.job.descriptor.model_dump(mode="json"), self.species())
+        calculator = descriptor(self.job.descriptor_of(name), self.species())
+        check_sets({name: calculator}, {name: open_structures(self.ingest(name)).n_environments})
         numerics = self.job.numerics
         block = numerics.block_environments or default_block(calculator.n_features)
-        task = numerics.task_environments or default_task(block)
+        task = numerics.task_environments or default_task(block, calculator.n_features)
         return {
             "descriptor": calculator.settings(),
             "dtype": self.job.storage.dtype,
@@ -133,26 +144,69 @@ class Pipeline:
 
         return self._once("featurize", name, make)
 
+    def planned_rows(self) -> StageFolder:
+        """The rows of the training set's energies as planned: they say what the columns are."""
+
+        def make() -> StageFolder:
+            work, settings = self.workspace.work, self.feature_settings("train")
+            mapping = {"kind": self.job.model.kind, **self.job.model.spec.mapping()}
+            references = self.references() if self.job.model.kernel else None
+            return rows_stage.plan(work, self.ingest("train"), settings, mapping, references)
+
+        return self._once("plan of rows", "train", make)
+
+    def references(self) -> StageFolder:
+        """The reference environments of a kernel."""
+        spec = self.job.model.spec
+        name = "train" if spec.references.files is None else REFERENCES
+
+        def make() -> StageFolder:
+            if name == "train" and self.job.store_train_features:
+                self.featurize(name)
+            kernel = {**spec.mapping(), "references": spec.references.model_dump(mode="json")}
+            structures, features = self.ingest(name), self.feature_settings(name)
+            plan = references_stage.plan(
+                self.workspace.work, structures, features, kernel, self.numerics()
+            )
+            return self.workspace.finish("references", plan)
+
+        return self._once("references", name, make)
+
     def rows(self) -> StageFolder:
         """The summed features of every training structure."""
 
         def make() -> StageFolder:
             if self.job.store_train_features:
                 self.featurize("train")
-            settings = self.feature_settings("train")
-            plan = rows_stage.plan(self.workspace.work, self.ingest("train"), settings)
-            return self.workspace.finish("rows", plan)
+            return self.workspace.finish("rows", self.planned_rows())
 
         return self._once("rows", "train", make)
+
+    def targets(self) -> dict[str, StageFolder]:
+        """The rows of all that the loss has, by the names that `dlpr.stages.sources` knows."""
+        kinds = [kind for kind in self.kinds() if kind != "energy"]
+
+        def make() -> StageFolder:
+            plan = derivatives_stage.plan(self.workspace.work, self.planned_rows(), kinds)
+            return self.workspace.finish(f"rows of {' and '.join(kinds)}", plan)
+
+        found = {"rows": self.rows()}
+        if kinds:
+            found["derivatives"] = self._once("derivatives", "train", make)
+        return found
+
+    def kinds(self) -> list[str]:
+        """Kinds of targets in the loss."""
+        return kinds_of(self.job.loss.model_dump(mode="json"))
 
     def fold(self, stage: str) -> StageFolder:
         """The partial Hessians ("hessian") or triangles ("triangle")."""
         model = self.model()
-        of_rows = {name: model[name] for name in ("kind", "rows", "centre_species")}
+        of_rows = {name: model[name] for name in ("rows", "centre_species")}
 
         def make() -> StageFolder:
             work, numerics = self.workspace.work, self.numerics()
-            plan = fold_stage.plan(work, stage, self.rows(), of_rows, numerics)
+            plan = fold_stage.plan(work, stage, self.targets(), self.kinds(), of_rows, numerics)
             return self.workspace.finish(stage, plan)
 
         return self._once("fold", stage, make)
@@ -160,21 +214,25 @@ class Pipeline:
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
         solver, model = self.job.solver, self.model()
-        work, numerics = self.workspace.work, self.numerics()
+        work, loss = self.workspace.work, self.job.loss.model_dump(mode="json")
 
-        def by(of: StageFolder, solver: str) -> StageFolder:
-            plan = factor_stage.plan(work, of, model, solver, numerics)
-            return self.workspace.finish(f"factor of the {of.stage}", plan)
+        def settings(solver: str) -> Json:
+            return {"model": model, "loss": loss, "solver": solver, "numerics": self.numerics()}
+
+        def by(of: StageFolder | None, solver: str) -> StageFolder:
+            plan = factor_stage.plan(work, of, self.targets(), settings(solver))
+            return self.workspace.finish(f"factor of the {of.stage if of else 'rows'}", plan)
 
         def by_tiles() -> StageFolder:
-            plan = cholesky_stage.plan(work, self.fold("hessian"), model, solver, numerics)
+            fold = self.fold("hessian")
+            plan = cholesky_stage.plan(work, fold, self.targets(), settings(solver))
             return self.workspace.finish("factor of the tiles", plan)
 
         def make() -> StageFolder:
             form = self.form()
             self._require_memory(form)
             if form == "rows":
-                return by(self.rows(), "dual")
+                return by(None, "dual")
             if solver != "qr" and (solver != "auto" or model["regularizer"] > 0.0):
                 with suppress(NumericsError) if solver == "auto" else nullcontext():
                     found = by_tiles() if form == "tiles" else by(self.fold("hessian"), solver)
@@ -190,20 +248,31 @@ class Pipeline:
         model: Json = self.job.model.spec.model_dump(mode="json")
         return {"kind": self.job.model.kind, **model}
 
+    def layout(self) -> Layout:
+        """The columns that are folded: the model's, and energies of atoms."""
+        return open_model(self.planned_rows(), self.model()).folded
+
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
-        n_rows = open_structures(self.ingest("train")).n_structures
-        n_columns = open_model(self.feature_settings("train"), self.model()).layout.n_columns
         regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
-        return fold_stage.form_of(self.job.solver, regularizer, n_rows, n_columns, tile_columns)
+        n_columns = self.layout().n_columns + 1
+        return fold_stage.form_of(
+            self.job.solver, regularizer, self.n_rows(), n_columns, tile_columns
+        )
+
+    def n_rows(self) -> int:
+        """Rows of the loss, at most."""
+        store, kinds = open_structures(self.ingest("train")), self.kinds()
+        n_rows = {"forces": 3 * store.n_environments, "stress": 6 * store.n_structures}
+        return sum(n_rows.get(kind, store.n_structures) for kind in kinds)
 
     def _require_memory(self, form: str) -> None:
         """Refuse, before anything is computed, what no worker could hold at the end."""
         features, numerics = self.feature_settings("train"), self.job.numerics
         calculator = open_descriptor(features["descriptor"])
-        layout = open_model(features, self.model()).layout
-        n_rows = open_structures(self.ingest("train")).n_structures
-        size = memory.FactorSize(form, layout, n_rows, numerics.tile_columns)
+        layout = self.layout()
+        size = memory.FactorSize(form, layout, self.n_rows(), numerics.tile_columns)
+        mapping = memory.MapSize.of(open_map(self.planned_rows()))
         needs = [size.factorize_nbytes]
         if form != "rows":
             width = numerics.tile_columns if form == "tiles" else layout.n_columns
@@ -211,7 +280,7 @@ class Pipeline:
         for name in self.set_names():
             crowd = memory.crowd_of(self.ingest(name))
             block, task = features["block_environments"], features["task_environments"]
-            needs.append(memory.rigidity_nbytes(calculator, size, block, task, crowd))
+            needs.append(memory.rigidity_nbytes(calculator, size, mapping, block, task, crowd))
             needs.append(memory.result_nbytes(size, crowd.largest_frame, crowd.n_structures))
         self.workspace.executor.require(max(needs))
 
@@ -243,6 +312,13 @@ class Pipeline:
     def notes(self) -> list[str]:
         """What a reader of the result should know about its input."""
         notes = []
+        if self.job.model.kernel is not None:
+            facts = self.references().receipts()[-1].facts["references"]
+            notes += [
+                f"kernel of {symbol}: {own['count']} references, rank {own['rank']} of K_MM "
+                f"({own['cut']} eigenvalues below {CUT:.0e} of the largest are cut)"
+                for symbol, own in facts.items()
+            ]
         for name in self.set_names():
             structures = self.ingest(name)
             store = open_structures(structures)
@@ -255,7 +331,7 @@ class Pipeline:
             if name == "train" and 0 < labelled < store.n_structures:
                 notes.append(
                     f"train: {store.n_structures - labelled} of {store.n_structures} structures "
-                    f"have no energy; all count as rows of the Hessian (where: has('...') selects)"
+                    f"have no energy: they are no rows of the Hessian's energies"
                 )
         return notes
 
@@ -282,41 +358,19 @@ class Pipeline:
         return step()
 
 
-def check_job(job: Job) -> None:
-    """Refuse, before anything is read or written, what a stage would refuse much later.
-
-    Raises
-    ------
-    JobError
-        For hyperparameters, a condition, a type map or a solver that cannot be used.
-    """
-    descriptor(job.descriptor.model_dump(mode="json"), [1])
-    for name, spec in {"train": job.train, **job.test}.items():
-        if not isinstance(spec, SetSpec):
-            continue
-        try:
-            ingest_stage.reading_of(spec.model_dump(mode="json"))
-            if spec.where:
-                Where(spec.where)
-        except JobError as error:
-            place = "train" if spec is job.train else f"test.{name}"
-            raise JobError(f"{place}.{error}") from None
-    if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
-        raise JobError(
-            "solver: cholesky needs a regularizer above 0, model.linear.regularizer is 0. Correct "
-            "one of them in the job file; solver: auto, qr and eigh work with 0."
-        )
-
-
 def default_block(n_features: int) -> int:
     """Environments in a block of about `BLOCK_NBYTES`: a power of two from 64 to 8192."""
     rows = max(64, min(8192, BLOCK_NBYTES // (8 * n_features)))
     return 1 << (rows.bit_length() - 1)
 
 
-def default_task(block: int) -> int:
-    """Environments in a task. Not a function of the set, which may grow."""
-    return max(TASK_BLOCKS * block, FEWEST_ENVIRONMENTS)
+def default_task(block: int, n_features: int) -> int:
+    """Environments in a task of some seconds: fewer where a rigidity, of D^2 operations, is slow.
+
+    Not a function of the set, which may grow.
+    """
+    n = int(TASK_ENVIRONMENTS / (1.0 + (n_features / TASK_COLUMNS) ** 2))
+    return max(TASK_BLOCKS * block, n)
 
 
 def versions() -> Mapping[str, str]:

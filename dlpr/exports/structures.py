@@ -10,14 +10,23 @@ import zarr
 from ase import Atoms
 from numpy.typing import NDArray
 
+from dlpr.descriptors import Descriptor, members
 from dlpr.errors import CorruptPartError, InputError, StoreError
 from dlpr.handles import Result
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.folder import StageFolder
 
+PICTURE_CUTOFF = 3.5
+"""Å of the environments that are drawn where no descriptor says how large they are."""
 CHEMISCOPE_ATOMS = 100_000
 """Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
+
+
+def _picture_cutoff(calculator: Descriptor) -> float:
+    """Radius of the smallest environment that a descriptor looks at."""
+    found = [member.cutoff for member in members(calculator) if 0 < member.cutoff < np.inf]
+    return min(found, default=PICTURE_CUTOFF)
 
 
 class SetStructures:
@@ -45,7 +54,7 @@ class SetStructures:
         receipts = self._store.folder.receipts()
         counts = [receipt.facts["n_structures"] for receipt in receipts]
         self._has_forces = np.repeat([r.facts["labels"]["forces"] > 0 for r in receipts], counts)
-        self.cutoff = open_descriptor(rigidity.settings["features"]["descriptor"]).cutoff
+        self.cutoff = _picture_cutoff(open_descriptor(rigidity.settings["features"]["descriptor"]))
 
     def _column(self, group: zarr.Group, name: str) -> _Rows:
         array = group[name]

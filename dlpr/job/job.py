@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from dlpr.errors import JobError
 from dlpr.job.cluster import Cluster, Local
+from dlpr.job.model import Loss, Model
 from dlpr.job.sections import (
     Bytes,
     Choice,
@@ -22,6 +23,7 @@ from dlpr.job.sections import (
     Label,
     Number,
     Plain,
+    Positive,
     Section,
     Text,
     TypeMap,
@@ -37,6 +39,9 @@ def _check_set_name(name: str) -> str:
     if name.startswith("__") or name == "zarr.json":
         raise ValueError("this name is reserved by Zarr; rename the set")
     return name
+
+
+SetName = Annotated[str, AfterValidator(_check_set_name)]
 
 
 class Keys(Section):
@@ -72,25 +77,66 @@ class SetSpec(Section):
     minimum_distance: Number = Field(default=0.1, description="a distance >= 0 in Å")
 
 
-class Descriptor(Choice):
-    """The descriptor's hyperparameters, verbatim; who computes it validates them."""
+class PythonCall(Section):
+    """A function of the user that gives features: code that is run as it is."""
+
+    call: str = Field(pattern=r"^[\w.]+:\w+$", description="text such as module:function")
+    options: Plain = Field(default={}, description="a mapping of the function's keywords")
+    cutoff: Positive | None = Field(
+        default=None, description="a distance > 0 in Å, or nothing: the function needs all atoms"
+    )
+    n_features: CountOrNone = None
+    nbytes_per_atom: Bytes = Field(
+        default=2**16, description="a size such as 1MiB: memory of the function for each atom"
+    )
+
+
+class Part(Choice):
+    """One descriptor; who computes it validates its hyperparameters."""
 
     soap: Plain | None = Field(default=None, description="a mapping of featomic's hyperparameters")
+    radial: Plain | None = Field(
+        default=None, description="a mapping of featomic's hyperparameters"
+    )
+    lode: Plain | None = Field(default=None, description="a mapping of featomic's hyperparameters")
+    features: Annotated[dict[SetName, Text], Field(min_length=1)] | None = Field(
+        default=None, description="a file for each set: {train: train.npy, film: film.npy}"
+    )
+    python: PythonCall | None = Field(default=None, description="a mapping with call")
+
+    def of_set(self, name: str, base: Path) -> dict[str, Any]:
+        """The section as `dlpr.descriptors.descriptor` takes it for one set, paths absolute."""
+        if self.features is not None:
+            return {"features": {"file": str(base / Path(self.features[name]).expanduser())}}
+        section = self.model_dump(mode="json")
+        if self.python is not None:
+            section["python"]["folder"] = str(base)
+        return section
 
 
-class Linear(Section):
-    """Ridge regression on the descriptor: rigidity.md sec. 2."""
+class Descriptor(Part):
+    """One descriptor, or several side by side, each a component of its own."""
 
-    regularizer: Number = Field(description="a number >= 0, such as 1.0e-8")
-    rows: Literal["mean", "sum", "sqrt"] = "mean"
-    scale: Literal["rms", "none"] = "rms"
-    centre_species: Literal["separate", "shared"] = "separate"
+    parts: Annotated[dict[SetName, Part], Field(min_length=1)] | None = Field(
+        default=None, description="a mapping of a name to a descriptor for each part"
+    )
 
+    def of_set(self, name: str, base: Path) -> dict[str, Any]:
+        """The section as `dlpr.descriptors.descriptor` takes it for one set, paths absolute."""
+        if self.parts is None:
+            return super().of_set(name, base)
+        return {"parts": {key: part.of_set(name, base) for key, part in self.parts.items()}}
 
-class Model(Choice):
-    """The feature map behind the descriptor."""
-
-    linear: Linear | None = None
+    def check_sets(self, names: list[str]) -> None:
+        """Refuse users' features that have not one file for each set that has structures."""
+        parts: dict[str, Part] = {"descriptor": self}
+        parts |= {f"descriptor.parts.{key}": part for key, part in (self.parts or {}).items()}
+        for place, part in parts.items():
+            if part.features is not None and sorted(part.features) != sorted(names):
+                raise ValueError(
+                    f"{place}.features: found files for {', '.join(part.features)}; needs one for"
+                    f" each set that has structures: {', '.join(names)}"
+                )
 
 
 class Numerics(Section):
@@ -115,7 +161,6 @@ def _tag_set(value: object) -> str:
     return "<word>" if isinstance(value, str) else "<set>"
 
 
-SetName = Annotated[str, AfterValidator(_check_set_name)]
 TestSet = Annotated[
     Annotated[SetSpec, pydantic.Tag("<set>")] | Annotated[Literal["train"], pydantic.Tag("<word>")],
     pydantic.Discriminator(_tag_set),
@@ -131,8 +176,11 @@ class Job(Section):
         min_length=1,
         description="a set under each name: a mapping with files, or the word train",
     )
-    descriptor: Descriptor = Field(description="a mapping with one of: soap")
-    model: Model = Field(description="a mapping with one of: linear")
+    descriptor: Descriptor = Field(
+        description="a mapping with one of: soap, radial, lode, features, python, parts"
+    )
+    model: Model = Field(description="a mapping with one of: linear, kernel")
+    loss: Loss = Loss()
     solver: Literal["auto", "cholesky", "qr", "eigh", "dual"] = "auto"
     store_train_features: bool = True
     store_test_features: bool = False
@@ -150,6 +198,12 @@ class Job(Section):
         if isinstance(sets.get("train"), SetSpec):
             raise ValueError("the set train is the training set; give these files another name")
         return sets
+
+    @pydantic.model_validator(mode="after")
+    def _features_for_all(self) -> Job:
+        sets = [name for name, spec in self.test.items() if isinstance(spec, SetSpec)]
+        self.descriptor.check_sets(["train", *sets])
+        return self
 
     @property
     def base(self) -> Path:
@@ -175,6 +229,10 @@ class Job(Section):
     def path(self, text: str) -> Path:
         """A path of the job (output, scratch, a file pattern), made absolute."""
         return self._base / Path(text).expanduser()
+
+    def descriptor_of(self, name: str) -> dict[str, Any]:
+        """The section ``descriptor`` of one set: the training set, or a test set with files."""
+        return self.descriptor.of_set(name, self._base)
 
     def resolved(self) -> dict[str, Any]:
         """The job with every default filled in, ready for JSON; `from_dict` takes it back."""

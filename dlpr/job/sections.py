@@ -90,8 +90,12 @@ Line = Annotated[
     str, Field(min_length=1, pattern=r"^[^\n\r\x00]*$", description="text on one line")
 ]
 Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_refuse_boolean), Field(gt=0)]
 Count = Annotated[
     int, BeforeValidator(_refuse_boolean), Field(ge=1, description="a whole number >= 1")
+]
+Natural = Annotated[
+    int, BeforeValidator(_refuse_boolean), Field(ge=0, description="a whole number >= 0")
 ]
 CountOrNone = Annotated[Count | None, Field(description="a whole number >= 1, or nothing")]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(description="a size such as 4GiB")]

@@ -2,80 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dlpr.core.factor import Factor, load_factor
-from dlpr.core.factorize import factorize, factorize_rows, refusal, storage_error
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.core.factor import Factor, HeldFactor, load_factor
+from dlpr.core.factorize import (
+    Conditioning,
+    factorize,
+    factorize_rows,
+    refusal,
+    storage_error,
+)
+from dlpr.core.folds import Gram
+from dlpr.core.models import Model
+from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.cholesky import tiled_factor
 from dlpr.stages.fold import all_rows, combined
-from dlpr.stages.model import open_model
-from dlpr.stages.rows import open_rows, regularizer_of
+from dlpr.stages.loss import factor_model, isolated_energies, regularizer_of, weights_of
+from dlpr.stages.sources import kinds_of, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
 
-def plan(work: Path, of: StageFolder, model: Json, solver: str, numerics: Json) -> StageFolder:
+def plan(
+    work: Path, of: StageFolder | None, inputs: Mapping[str, StageFolder], settings: Json
+) -> StageFolder:
     """Factorize ``G^T G + mu 1``.
 
     Parameters
     ----------
-    of : StageFolder
-        A finished "hessian" or "triangle"; or "rows", where they are fewer than the columns.
-    model : dict
-        The fold's model with ``regularizer`` and ``scale``.
-    solver : str
-        "cholesky", "qr" (of a triangle), "eigh", "auto": cholesky if it is accurate enough; "dual"
-        of rows.
+    of : StageFolder, optional
+        A finished "hessian" or "triangle"; none: the rows, where they are fewer than the columns.
+    inputs : mapping of str to StageFolder
+        See `dlpr.stages.sources`.
+    settings : dict
+        ``model`` with ``regularizer``, ``scale`` and ``baseline``; ``loss``; ``solver``:
+        "cholesky", "qr" (of a triangle), "eigh", "auto" (cholesky if it is accurate enough), "dual"
+        (of rows); ``numerics``.
     """
+    numerics = settings["numerics"]
+    rows = inputs["rows"]
     settings = {
-        "features": of.settings["features"],
-        "model": model,
-        "solver": solver,
+        "features": rows.settings["features"],
+        "map": rows.settings["map"],
+        **settings,
         "numerics": {"threads": numerics["factor_threads"], "kernel": numerics["kernel"]},
     }
-    inputs = {"rows": of} if solver == "dual" else {"fold": of, "rows": of.input("rows")}
+    if of is not None:
+        inputs = {**inputs, "fold": of}
     return StageFolder.create(work, "factor", settings, inputs, 1)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
-    """Combine the partials in the plan's order and factorize their sum."""
+    """Combine the partials in the plan's order, factorize their sum, and fit the weights."""
     settings = folder.settings
-    rows = folder.input("rows")
-    layout = open_model(settings["features"], settings["model"]).layout
-    facts: Json = {**regularizer_of(rows, settings["model"]), "refused": None}
+    facts: Json = {**regularizer_of(folder.input("rows"), settings["model"]), "refused": None}
+    sources = sources_of(folder.inputs(), kinds_of(settings["loss"])).values()
+    facts["n_rows"] = sum(source.n_rows for source in sources)
+    facts["is_fitted"] = all(source.is_labelled for source in sources)
+    model = factor_model(folder, facts)
     automatic = settings["solver"] == "auto"
-    factor: Factor
+    make = _of_rows if settings["solver"] == "dual" else _of_fold
     try:
-        if settings["solver"] == "dual":
-            facts["n_rows"] = open_rows(rows).structures.n_structures
-            every = all_rows(rows, open_model(settings["features"], settings["model"]))
-            factor, conditioning = factorize_rows(every, facts["mu"])
-        else:
-            source = folder.input("fold")
-            fold = combined(source, 0)
-            facts["n_rows"] = sum(receipt.facts["n_rows"] for receipt in source.receipts())
-            solver = "cholesky" if automatic else settings["solver"]
-            factor, conditioning = factorize(fold, facts["mu"], facts["n_rows"], solver)
+        factor, conditioning, weights = make(folder, model, facts)
     except NumericsError as error:
         if not automatic:
             raise
         return folder.write_part(task, {}), {**facts, "refused": str(error)}
-    rounding = storage_error(settings["features"]["dtype"], conditioning)
+    rounding = storage_error(settings["features"]["dtype"], conditioning) + model.map.error
     stated = replace(conditioning, accuracy=conditioning.accuracy + rounding)
     facts["conditioning"] = asdict(stated)
     facts["refused"] = refusal(conditioning) if automatic else None
     if facts["refused"]:
         return folder.write_part(task, {}), facts
     arrays = {f"whole.{name}": value for name, value in factor.to_arrays().items()}
+    layout = model.layout
     if layout.n_blocks > 1:
         for block in range(layout.n_blocks):
             of_block = factor.block(layout.slice(block)).to_arrays()
             arrays |= {f"block{block}.{name}": value for name, value in of_block.items()}
+    if facts["is_fitted"]:
+        arrays["weights"] = weights
     return folder.write_part(task, arrays), facts
+
+
+Made = tuple[HeldFactor, Conditioning, NDArray[np.float64]]
+"""A factor, how well it could be made, and the weights that fit the targets."""
+
+
+def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
+    settings = folder.settings
+    fold = combined(folder.input("fold"), 0, weights_of(settings["loss"]))
+    fold.shift_target(model.constants, isolated_energies(folder))
+    columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
+    chosen = fold.select(columns, scale)
+    n = model.layout.n_columns
+    data = type(chosen)(chosen.matrix[:n, :n])
+    solver = "cholesky" if settings["solver"] == "auto" else settings["solver"]
+    factor, conditioning = factorize(data, facts["mu"], facts["n_rows"], solver)
+    if facts["mu"] == 0.0:
+        weights = Decomposition.of_fold(chosen, n, facts["n_rows"]).weights(np.zeros(1))[:, 0]
+    elif isinstance(chosen, Gram):
+        weights = factor.solve(chosen.matrix[:n, n:])[:, 0]
+    else:
+        weights = solve_weights(chosen, n, facts["mu"])
+    return factor, conditioning, weights
+
+
+def _of_rows(folder: StageFolder, model: Model, facts: Json) -> Made:
+    loss = folder.settings["loss"]
+    sources = sources_of(folder.inputs(), kinds_of(loss))
+    rows = all_rows(sources, model, weights_of(loss), isolated_energies(folder))
+    factor, conditioning = factorize_rows(rows[:, :-1], facts["mu"])
+    fitted = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
+    return factor, conditioning, fitted.weights(np.array([facts["mu"]]))[:, 0]
 
 
 class Factors:
@@ -88,27 +135,35 @@ class Factors:
 
     Attributes
     ----------
+    model : Model
     whole : Factor
         For rows of structures.
     blocks : tuple of Factor
         For rows that live in one block: ``(H^-1)_bb``.
     is_tiled : bool
         Whether every use of a factor reads it from disk.
+    weights : (n_columns,) float64 or None
+        That fit the targets; None without any.
+    isolated : (n_species,) float64
+        Energies of isolated atoms that stand beside them.
     """
 
     def __init__(self, folder: StageFolder) -> None:
-        layout = open_model(folder.settings["features"], folder.settings["model"]).layout
         self.facts = factor_facts(folder)
         self.mu = float(self.facts["mu"])
+        self.model = factor_model(folder, self.facts)
+        layout = self.model.layout
         self.is_tiled = folder.stage == "cholesky"
         self.whole: Factor
         self.blocks: tuple[Factor, ...]
+        arrays = folder.read_part(folder.n_tasks - 1)
+        self.weights = arrays.get("weights")
+        self.isolated = isolated_energies(folder)
         if self.is_tiled:
             by_block = [tiled_factor(folder, block) for block in range(layout.n_blocks)]
             self.whole = by_block[-1]
             self.blocks = tuple(f.block(layout.slice(b)) for b, f in enumerate(by_block))
         else:
-            arrays = folder.read_part(0)
             self.whole = _pick(arrays, "whole")
             self.blocks = (self.whole,)
             if layout.n_blocks > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.rows import Blocks
 from dlpr.descriptors import Descriptor, descriptor
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures, part_name
 from dlpr.store.arrays import (
@@ -82,7 +81,7 @@ def _write_columns(target: Path, features: Json) -> None:
 
 
 def task_keys(
-    structures: StageFolder, features: Json, settings: Json, labels: bool = False
+    structures: StageFolder, features: Json, settings: Json, labels: Sequence[str] = ()
 ) -> list[Json]:
     """All that decides a task over the environments of `task_edges`, for every task.
 
@@ -90,13 +89,17 @@ def task_keys(
     ----------
     settings : dict
         What the stage adds to the atoms of a task.
-    labels : bool
-        Whether energies and groups of the structures enter as well.
+    labels : sequence of str
+        Which labels of the structures enter as well, see `StructureStore.contents`.
     """
     content = open_structures(structures).contents(task_edges(structures, features), labels)
     order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
     common = [settings, order]
-    return [{"settings": common, "content": one} for one in content]
+    keys: list[Json] = [{"settings": common, "content": one} for one in content]
+    if open_descriptor(features["descriptor"]).reads_rows:  # equal atoms have different rows
+        for key, start in zip(keys, task_edges(structures, features).tolist(), strict=False):
+            key["start"] = start
+    return keys
 
 
 def task_edges(structures: StageFolder, features: Json) -> NDArray[np.int64]:
@@ -177,15 +180,12 @@ class FeatureSource:
     descriptor : Descriptor
     edges : (n_tasks + 1,) int64
         Environments of each task, see `task_edges`.
-    sums : Blocks
-        Columns of sums over structures, a block per central species.
     """
 
     def __init__(self, structures: StageFolder, features: Json, stored: bool = True) -> None:
         self.structures: StructureStore = open_structures(structures)
         self.descriptor = open_descriptor(features["descriptor"])
         self.edges = task_edges(structures, features)
-        self.sums = Blocks(self.descriptor.n_features, len(self.descriptor.species))
         self._features = features
         self._store: StageFolder | None = None
         if stored:
@@ -234,3 +234,16 @@ class FeatureSource:
         """Index of each environment's central species among the descriptor's species."""
         species = self.structures.read("species", start, stop)
         return np.searchsorted(np.asarray(self.descriptor.species), species)
+
+    def count(self, structures: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Atoms (n, n_species) of structures, given in ascending order."""
+        offset = self.structures.structure_offset
+        found = np.zeros((len(structures), len(self.descriptor.species)), np.int64)
+        begin = 0
+        for run in np.split(structures, np.flatnonzero(np.diff(structures) > 1) + 1):
+            if len(run):
+                start, stop = int(offset[run[0]]), int(offset[run[-1] + 1])
+                row = begin + self.structures.structure_of(start, stop) - run[0]
+                np.add.at(found, (row, self.environment_species(start, stop)), 1)
+                begin += len(run)
+        return found

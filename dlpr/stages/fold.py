@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dlpr.core.folds import QR_PANEL, Gram, Moments, Triangle
-from dlpr.core.models import Model
-from dlpr.core.rows import Layout, strips
+from dlpr.core.folds import QR_PANEL, Gram, Triangle
+from dlpr.core.models import Model, Targets, joined
+from dlpr.core.rows import FloatArray, Layout, strips
 from dlpr.core.tiles import Tiling, fold_tile
 from dlpr.errors import ResourceError
 from dlpr.stages.model import open_model
-from dlpr.stages.rows import RowStore, Run, open_rows
+from dlpr.stages.rows import Run
+from dlpr.stages.sources import RowSource, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
 
+Weights = Callable[[str, str], float]
+"""Weight of the targets of a kind and a group in the loss."""
 FOLDS: dict[str, type[Gram] | type[Triangle]] = {"hessian": Gram, "triangle": Triangle}
-TASK_FLOPS = 1e10
-"""Work N D^2 of one task: a fifth of a second of a core, so that workers share it evenly."""
-FEWEST_ROWS = 3
+TASK_FLOPS = 4e10
+"""Work N D^2 of one task: half a second of a core, some ten times what its files cost."""
+FEWEST_ROWS = 6
 """Rows of a task at least, over the number of columns: a partial costs as much as one row each."""
 
 
-def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json) -> StageFolder:
+def plan(
+    work: Path,
+    stage: str,
+    inputs: Mapping[str, StageFolder],
+    kinds: list[str],
+    model: Json,
+    numerics: Json,
+) -> StageFolder:
     """Partials of a fold: tiles times runs of rows, their number bounded by a byte budget.
 
     Parameters
     ----------
     stage : str
         "hessian" or "triangle" (which is never cut into tiles).
+    inputs : mapping of str to StageFolder
+    kinds : list of str
+        As for `sources_of`.
     model : dict
-        ``kind``, ``rows`` and ``centre_species``.
+        ``rows`` and ``centre_species``.
     numerics : dict
         ``fold_block_rows``, ``partials_nbytes``, ``tile_columns``, ``threads``, ``kernel``.
 
@@ -44,30 +56,38 @@ def plan(work: Path, stage: str, rows: StageFolder, model: Json, numerics: Json)
     ResourceError
         If one partial per group is more than the budget.
     """
-    store = open_rows(rows)
-    layout = open_model(rows.settings["features"], model).layout
+    sources = sources_of(inputs, kinds)
+    rows = inputs["rows"]
+    n_columns = open_model(rows, model).folded.n_columns + 1
+    n_rows = sum(source.n_rows for source in sources.values())
+    n_groups = sum(len(source.groups) for source in sources.values())
     settings = {
         "features": rows.settings["features"],
+        "map": rows.settings["map"],
+        "kinds": kinds,
         "model": model,
         "numerics": {
             **{name: numerics[name] for name in ("fold_block_rows", "threads", "kernel")},
             "qr_panel": QR_PANEL,
         },
-        "tile_columns": numerics["tile_columns"] if stage == "hessian" else layout.n_columns,
-        "run_rows": run_rows(
-            store.structures.n_structures,
-            len(store.groups),
-            layout.n_columns,
-            numerics["partials_nbytes"],
-        ),
+        "tile_columns": numerics["tile_columns"] if stage == "hessian" else n_columns,
+        "run_rows": run_rows(n_rows, n_groups, n_columns, numerics["partials_nbytes"]),
     }
     same = {name: settings[name] for name in ("features", "model", "numerics", "tile_columns")}
+    same["references"] = rows.plan["inputs"].get("references")
     tasks = [
-        {"settings": same, "tile": tile, "group": one.group, "rows": store.contents(one)}
-        for one in store.runs(settings["run_rows"])
-        for tile in tiling_of(settings).pairs()
+        {"settings": same, "tile": tile, "group": one.group, "kind": kind, "rows": content}
+        for kind, one, content in _runs(sources, settings)
+        for tile in tiling_of(open_model(rows, model), settings).pairs()
     ]
-    return StageFolder.create(work, stage, settings, {"rows": rows}, tasks)
+    return StageFolder.create(work, stage, settings, inputs, tasks)
+
+
+def _runs(sources: Mapping[str, RowSource], settings: Json) -> Iterator[tuple[str, Run, object]]:
+    """All runs of rows: the kind of their targets, the run, and what decides its rows."""
+    for kind, source in sources.items():
+        for one in source.runs(settings["run_rows"]):
+            yield kind, one, source.contents(one)
 
 
 def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_columns: int) -> str:
@@ -101,109 +121,105 @@ def run_rows(n_rows: int, n_groups: int, n_columns: int, budget: int) -> int:
             f"(train.group_by)."
         )
     rows = max(FEWEST_ROWS * n_columns, int(TASK_FLOPS / n_columns**2))
-    while rows < n_rows and (2 * n_rows / rows + n_groups) * nbytes > budget:
+    while rows < 2 * n_rows and (2 * n_rows / rows + n_groups) * nbytes > budget:
         rows *= 2
     return rows
 
 
-def tiling_of(settings: Json) -> Tiling:
-    """Tiles of the model's columns: one where they are few."""
-    return cut(open_model(settings["features"], settings["model"]).layout, settings["tile_columns"])
+def tiling_of(model: Model, settings: Json) -> Tiling:
+    """Tiles of the columns that are folded, the target in the last of them: one where few."""
+    return cut(model.folded, settings["tile_columns"])
 
 
-def cut(layout: Layout, tile_columns: int) -> Tiling:
-    """Tiles of a layout of columns."""
-    if layout.n_columns <= tile_columns:
-        return Tiling((0, layout.n_columns))
-    return Tiling.of_blocks(layout.widths, tile_columns)
+def cut(folded: Layout, tile_columns: int) -> Tiling:
+    """Tiles of a model's columns and of the target behind them."""
+    if folded.n_columns + 1 <= tile_columns:
+        return Tiling((0, folded.n_columns + 1))
+    *first, last = folded.widths
+    return Tiling.of_blocks((*first, last + 1), tile_columns)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
-    """Fold one run of structure rows into a partial: of one tile, if there are several."""
+    """Fold one run of rows into a partial: of one tile, if there are several."""
     settings = folder.settings
-    store = open_rows(folder.input("rows"))
-    tiling = tiling_of(settings)
+    sources = sources_of(folder.inputs(), settings["kinds"])
+    model = open_model(folder.input("rows"), settings["model"])
+    tiling = tiling_of(model, settings)
     pairs = tiling.pairs()
-    one, (i, j) = store.runs(settings["run_rows"])[task // len(pairs)], pairs[task % len(pairs)]
-    model = open_model(settings["features"], settings["model"])
-    n_species = model.sums.n_blocks
+    runs = list(_runs(sources, settings))
+    (kind, one, _), (i, j) = runs[task // len(pairs)], pairs[task % len(pairs)]
     size = settings["numerics"]["fold_block_rows"]
-    facts: Json = {"group": one.group, "tile": [i, j]}
-    if i < j:
+    pieces = _gathered(sources[kind].targets(one, model.rows), size)
+
+    def columns(targets: Targets, tile: int) -> Iterator[FloatArray]:
+        return strips(model.sides(targets), targets.factor, tiling.slice(tile), size)
+
+    if i == j:
+        fold = FOLDS[folder.stage].zeros(tiling.widths[i])
+        for targets in pieces:
+            for strip in columns(targets, i):
+                fold.update(strip)
+        matrix = fold.matrix
+    else:
         matrix = np.zeros((tiling.widths[i], tiling.widths[j]), order="F")
-        for sums, count, _ in _gathered(store, one, size):
-            n_atoms = count.sum(axis=1)
-            left, scale = model.structures(sums, n_atoms, tiling.slice(i))
-            right, _ = model.structures(sums, n_atoms, tiling.slice(j))
-            matrix = fold_tile(matrix, left, right, scale)
-        return folder.write_part(task, {"matrix": matrix}), facts
-    fold = FOLDS[folder.stage].zeros(tiling.widths[i])
-    moments = Moments.zeros(tiling.widths[i], n_species)
-    for sums, count, energy in _gathered(store, one, size):
-        rows, scale = model.structures(sums, count.sum(axis=1), tiling.slice(i))
-        start = 0
-        for strip in strips(rows, scale, size):
-            stop = start + len(strip)
-            fold.update(strip)
-            factor = scale[start:stop]
-            moments.update_rows(
-                strip, energy[start:stop] * factor, count[start:stop] * factor[:, None]
-            )
-            start = stop
-    arrays = {"matrix": fold.matrix, "targets": moments.targets, "products": moments.products}
-    facts |= {"n_rows": moments.n_rows, "n_labelled": moments.n_labelled}
-    return folder.write_part(task, arrays), facts
+        for targets in pieces:
+            matrix = fold_tile(matrix, columns(targets, i), columns(targets, j))
+    facts: Json = {"kind": kind, "group": one.group, "tile": [i, j]}
+    return folder.write_part(task, {"matrix": matrix}), facts
 
 
-Block = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
-
-
-def _gathered(store: RowStore, one: Run, size: int) -> Iterator[Block]:
-    """Sums, atoms and energies of a run: large pieces as they lie, small ones put together."""
-    held: list[Block] = []
+def _gathered(pieces: Iterable[Targets], size: int) -> Iterator[Targets]:
+    """Targets of a run: large pieces as they lie, small ones put together."""
+    held: list[Targets] = []
     count = 0
-    for found in store.read(one):
-        piece = found.sums, found.count, found.energy
-        if len(found) >= size:
+    for piece in pieces:
+        if len(piece.y) >= size:
             yield piece
             continue
         held.append(piece)
-        count += len(found)
+        count += len(piece.y)
         if count >= size:
-            yield _joined(held)
+            yield joined(held)
             held, count = [], 0
     if held:
-        yield _joined(held)
+        yield joined(held)
 
 
-def _joined(held: list[Block]) -> Block:
-    sums, count, energy = zip(*held, strict=True)
-    return np.concatenate(sums), np.concatenate(count), np.concatenate(energy)
-
-
-def combined(fold: StageFolder, tile: int) -> Gram | Triangle:
-    """The partials of one tile, added in the plan's order."""
-    n_tiles = len(tiling_of(fold.settings).pairs())
+def combined(fold: StageFolder, tile: int, weights: Weights) -> Gram | Triangle:
+    """The partials of one tile, added in the plan's order with the weights of the loss."""
+    model = open_model(fold.input("rows"), fold.settings["model"])
+    n_tiles = len(tiling_of(model, fold.settings).pairs())
     kind = FOLDS[fold.stage]
+    receipts = fold.receipts()
     total: Any = None
     for part in range(tile, fold.n_tasks, n_tiles):
+        facts = receipts[part].facts
         matrix = fold.read_part(part, ("matrix",))["matrix"]
+        weight = weights(facts["kind"], facts["group"])
         if total is None:
-            total = kind(matrix.copy(order="F"))
+            total = kind(np.array(matrix, order="F"))
+            if weight != 1.0:
+                total.matrix *= np.sqrt(weight) if kind is Triangle else weight
         else:
-            total.add(kind(matrix))
+            total.add(kind(matrix), weight)
     found: Gram | Triangle = total
     return found
 
 
-def all_rows(rows: StageFolder, model: Model) -> NDArray[np.float64]:
-    """Every row of the model, (n_structures, n_columns), where they are fewer than the columns."""
-    store = open_rows(rows)
-    found = np.empty((store.structures.n_structures, model.layout.n_columns))
-    stop = 0
-    for one in store.runs(1 << 62):
-        for piece in store.read(one):
-            start, stop = stop, stop + len(piece)
-            values, scale = model.structures(piece.sums, piece.count.sum(axis=1))
-            np.multiply(values, scale[:, None], out=found[start:stop])
-    return found
+def all_rows(
+    sources: Mapping[str, RowSource], model: Model, weights: Weights, isolated: FloatArray
+) -> FloatArray:
+    """Every row of a loss and its target, (n_rows, n_columns + 1): where rows are few.
+
+    ``isolated`` (n_species,) are energies of isolated atoms, taken off the targets.
+    """
+    found = []
+    for kind, source in sources.items():
+        for one in source.runs(1 << 62):
+            factor = np.sqrt(weights(kind, one.group))
+            for targets in source.targets(one, model.rows):
+                sides = np.hstack(model.sides(targets))
+                sides[:, -1] -= targets.count @ isolated
+                sides *= (factor * targets.factor)[:, None]
+                found.append(np.hstack([sides[:, model.columns] * model.scale, sides[:, -1:]]))
+    return np.concatenate(found)

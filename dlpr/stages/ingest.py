@@ -210,7 +210,7 @@ def _write(path: Path, frames: Frames, counts: Counts) -> None:
     arrays = {f.name: getattr(frames, f.name) for f in fields(frames)}
     arrays["digest"] = counts.digest
     for name, values in arrays.items():
-        if not isinstance(values, np.ndarray) or (name == "force" and np.isnan(values).all()):
+        if not isinstance(values, np.ndarray) or (name == "force" and not _has_forces(frames)):
             continue
         rows = CHUNK_ROWS if name in PER_ENVIRONMENT else max(1, len(values))
         dimensions = (
@@ -242,13 +242,25 @@ def _facts(frames: Frames, counts: Counts) -> Json:
         "groups": list(frames.group_names),
         "keys": dict(sorted(counts.keys.items())),
         "density": float(f"{_density(frames):.3g}"),
+        "volume": float(f"{_volume(frames):.3g}"),
         "largest_frame": int(n_atoms.max(initial=0)),
+        "has_forces": _has_forces(frames),
         "labels": {
             "energy": int(np.isfinite(frames.energy).sum()),
             "forces": int(has_force[first].sum()) if len(first) else 0,
             "stress": int(np.isfinite(frames.stress).all(axis=(1, 2)).sum()),
         },
     }
+
+
+def _has_forces(frames: Frames) -> bool:
+    """Whether forces are kept: those of any atom are known."""
+    return not bool(np.isnan(frames.force).all())
+
+
+def _volume(frames: Frames) -> float:
+    """Å³ of the largest cell that is periodic in all directions."""
+    return float(cell_volume(frames.cell)[frames.pbc.all(axis=1)].max(initial=0.0))
 
 
 def _density(frames: Frames) -> float:

@@ -16,7 +16,13 @@ from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import StoreError
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.features import task_edges
-from dlpr.stages.rigidity import ARRAYS, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, finish_structures
+from dlpr.stages.rigidity import (
+    UNLIKE,
+    UNSEEN_CENTRE,
+    UNSEEN_NEIGHBOUR,
+    arrays_of,
+    finish_structures,
+)
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import (
     METADATA,
@@ -86,6 +92,8 @@ def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
     factor = rigidity.input("factor")
     return {
         "model": factor.settings["model"],
+        "map": factor.settings["map"],
+        "loss": factor.settings["loss"],
         "features": rigidity.settings["features"],
         "numerics": rigidity.settings["numerics"],
         "factor": factor_facts(factor),
@@ -102,10 +110,12 @@ def _write_environments(
     n = structures.n_environments
     out = {
         name: create_array(group, name, (n,), dtype, ("environment",), CHUNK_ROWS)
-        for name, dtype in ARRAYS.items()
+        for name, dtype in arrays_of(rigidity).items()
     }
-    out["environment_unseen"].attrs["flag_masks"] = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR]
-    out["environment_unseen"].attrs["flag_meanings"] = "central_species neighbour_species"
+    masks = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE]
+    out["environment_unseen"].attrs["flag_masks"] = masks
+    meanings = "central_species neighbour_species unlike_references"
+    out["environment_unseen"].attrs["flag_meanings"] = meanings
     species = create_array(
         group, "environment_species", (n,), np.uint8, ("environment",), CHUNK_ROWS
     )
@@ -123,7 +133,7 @@ Block = dict[str, NDArray[Any]]
 def _stored_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[tuple[int, Block]]:
     edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
     for task, (start, stop) in enumerate(pairwise(edges.tolist())):
-        part: Block = rigidity.read_part(task, tuple(ARRAYS))
+        part: Block = rigidity.read_part(task, tuple(arrays_of(rigidity)))
         part["species"] = structures.read("species", start, stop)
         part["source_atom"] = structures.read("source_atom", start, stop)
         yield start, part
@@ -183,7 +193,8 @@ def _write_structures(
 ) -> None:
     source, files = structures.sources()
     columns: dict[str, tuple[NDArray[Any], Json]] = {
-        "structure_pr": (finish_structures(rigidity), {}),
+        **{name: (values, {}) for name, values in finish_structures(rigidity).items()},
+        "structure_energy_label": (structures.energy, {}),
         "structure_group": (structures.group, {"names": list(structures.group_names)}),
         "structure_source_file": (source, {"names": files}),
         "structure_source_frame": (structures.over_structures("source_frame"), {}),

@@ -9,25 +9,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.models import Model
-from dlpr.core.rows import square_norm, sum_rows
+from dlpr.core.models import Which
+from dlpr.core.rows import FloatArray, square_norm
 from dlpr.stages.factor import Factors, open_factors
 from dlpr.stages.features import ROWS_NBYTES, FeatureSource, task_keys
-from dlpr.stages.model import open_model
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
-UNSEEN_CENTRE, UNSEEN_NEIGHBOUR = 1, 2
-"""Bits of ``environment_unseen``: species that no training structure has."""
+UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE = 1, 2, 4
+"""Bits of ``environment_unseen``: species that no training structure has; an environment unlike all
+references of a kernel."""
 TILED_ROWS = 1024
 """Rows for which a factor is read from disk at a time."""
 ARRAYS: dict[str, type[np.generic]] = {
     "environment_lpr": np.float64,
     "environment_prior_ratio": np.float64,
     "environment_unseen": np.uint8,
+    "environment_residual": np.float64,
+    "environment_energy": np.float64,
 }
-"""What is said of every environment."""
+"""What is said of every environment: residuals where the feature map leaves some, energies where
+the training set has them."""
+
+
+def arrays_of(folder: StageFolder) -> dict[str, type[np.generic]]:
+    """What a finished stage says of every environment."""
+    found = folder.receipts()[0].facts["arrays"]
+    return {name: dtype for name, dtype in ARRAYS.items() if name in found}
 
 
 def plan(
@@ -37,7 +46,6 @@ def plan(
     training = open_structures(factor.input("rows").input("structures"))
     settings = {
         "features": features,
-        "model": factor.settings["model"],
         "seen": list(training.species),
         "numerics": {name: numerics[name] for name in ("threads", "kernel")},
     }
@@ -71,14 +79,17 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     found = []
     blocks = source.blocks(task)
     for a, b, features in _joined(blocks) if environments.factors.is_tiled else blocks:
-        structures.add(a, b, features)
-        found.append(environments.of(a, b, features))
+        mapped = environments.mapped(a, b, features)
+        structures.add(a, b, mapped)
+        found.append(environments.of(a, b, features, mapped))
     arrays = {name: np.concatenate([block[name] for block in found]) for name in found[0]}
     arrays |= structures.close(stop)
-    return folder.write_part(task, arrays), {"n_environments": stop - start}
+    facts = {"n_environments": stop - start, "arrays": list(found[0])}
+    return folder.write_part(task, arrays), facts
 
 
-Block = tuple[int, int, NDArray[np.float64]]
+Block = tuple[int, int, FloatArray]
+Mapped = list[tuple[int, Which, FloatArray]]
 
 
 def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -100,7 +111,7 @@ class _Environments:
         settings = folder.settings
         self.source = source
         self.factors: Factors = open_factors(folder.input("factor"))
-        self.model: Model = open_model(settings["features"], settings["model"])
+        self.model = self.factors.model
         known = source.descriptor.species
         self._unseen_block = np.array([z not in settings["seen"] for z in known])
         self._unseen_columns = np.zeros(source.descriptor.n_features, bool)
@@ -108,21 +119,44 @@ class _Environments:
             if z not in settings["seen"]:
                 self._unseen_columns |= source.descriptor.columns_with(z)
 
-    def of(self, start: int, stop: int, features: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    def mapped(self, start: int, stop: int, features: FloatArray) -> Mapped:
+        """The rows of environments before they get the model's further columns."""
+        return list(self.model.mapped(features, self.source.environment_species(start, stop)))
+
+    def of(
+        self, start: int, stop: int, features: FloatArray, mapped: Mapped
+    ) -> dict[str, NDArray[Any]]:
         species = self.source.environment_species(start, stop)
         square, lpr = np.empty(stop - start), np.empty(stop - start)
-        for block, own, rows in self.model.environments(features, species):
-            square[own] = square_norm(rows)
-            lpr[own] = self.factors.blocks[block].rigidity(rows)
+        residual, energy = None, self.factors.isolated[species]
+        unlike = np.zeros(stop - start, bool)
+        for number, which, own in mapped:
+            block, rows = self.model.placed(number, own)
+            square[which] = square_norm(rows)
+            lpr[which] = self.factors.blocks[block].rigidity(rows)
+            if self.factors.weights is not None:
+                energy[which] += rows @ self.factors.weights[self.model.layout.slice(block)]
+            left = self.model.map.residual(features[which], own)
+            if left is not None:
+                residual = np.empty(stop - start) if residual is None else residual
+                residual[which] = left
+                unlike[which] = ~own.any(axis=1)
         unseen = np.where(self._unseen_block[species], UNSEEN_CENTRE, 0).astype(np.uint8)
         if self._unseen_columns.any():
             near = np.any(features[:, self._unseen_columns] != 0, axis=1)
             unseen[near] |= UNSEEN_NEIGHBOUR
-        return {
+        lpr[unlike], square[unlike] = 0.0, 0.0
+        unseen[unlike] |= UNLIKE
+        arrays: dict[str, NDArray[Any]] = {
             "environment_lpr": lpr,
             "environment_prior_ratio": prior_ratio(lpr, square, self.factors.mu),
             "environment_unseen": unseen,
         }
+        if residual is not None:
+            arrays["environment_residual"] = residual
+        if self.factors.weights is not None:
+            arrays["environment_energy"] = energy
+        return arrays
 
 
 class _Structures:
@@ -137,11 +171,11 @@ class _Structures:
         self._left: list[tuple[int, NDArray[np.float64]]] = []
         self._done: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
 
-    def add(self, start: int, stop: int, features: NDArray[np.float64]) -> None:
+    def add(self, start: int, stop: int, mapped: Mapped) -> None:
         structure = self._source.structures.structure_of(start, stop)
         first, n = int(structure[0]), int(structure[-1] - structure[0]) + 1
-        species = self._source.environment_species(start, stop)
-        rows = sum_rows(features, species, structure - first, n, self._source.sums)
+        rows = np.zeros((n, self._environments.model.stored.n_columns))
+        self._environments.model.add_sums(rows, mapped, structure - first)
         if self._open is not None and self._open[0] == first:
             rows[0] = self._open[1] + rows[0]
         closed = self._offset[first + 1 : first + n + 1] <= stop
@@ -156,41 +190,47 @@ class _Structures:
     def close(self, stop: int) -> dict[str, NDArray[Any]]:
         if self._open is not None:
             self._left.append(self._open)
-        width = self._source.sums.n_columns
+        width = self._environments.model.stored.n_columns
         done = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in self._done)])
         sums = np.concatenate([np.empty((0, width)), *(rows for _, rows in self._done)])
         left = np.array([index for index, _ in self._left], np.int64)
         return {
             "structure": done - self._first,
-            "structure_pr": structure_rigidity(self._environments, done, sums),
+            **structure_arrays(self._environments, done, sums),
             "open_structure": left - self._first,
             "open_row": np.array([row for _, row in self._left]).reshape(-1, width),
         }
 
 
-def structure_rigidity(
-    environments: _Environments, structures: NDArray[np.int64], sums: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """PR of structures from their summed features, in the model's own convention."""
-    n_atoms = np.diff(environments.source.structures.structure_offset)[structures]
-    rows, factor = environments.model.structures(sums, n_atoms)
-    return environments.factors.whole.rigidity(rows * factor[:, None])
+def structure_arrays(
+    environments: _Environments, structures: NDArray[np.int64], sums: FloatArray
+) -> dict[str, FloatArray]:
+    """PR of structures, in the model's own convention, and predicted total energies."""
+    count, factors = environments.source.count(structures), environments.factors
+    rows, factor = environments.model.structures(sums, count)
+    found = {"structure_pr": factors.whole.rigidity(rows)}
+    if factors.weights is not None:
+        found["structure_energy"] = rows @ factors.weights / factor + count @ factors.isolated
+    return found
 
 
-def finish_structures(folder: StageFolder) -> NDArray[np.float64]:
-    """(n_structures,) PR of a finished stage, structures cut between tasks put together."""
+def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
+    """Arrays (n_structures,) of a finished stage, structures cut between tasks put together."""
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
     environments = _Environments(folder, source)
     store = source.structures
-    pr = np.empty(store.n_structures)
-    names = ("structure", "structure_pr", "open_structure", "open_row")
+    names = ["structure_pr"]
+    if environments.factors.weights is not None:
+        names.append("structure_energy")
+    arrays = {name: np.empty(store.n_structures) for name in names}
     held: tuple[int, NDArray[np.float64]] | None = None
     whole: list[tuple[int, NDArray[np.float64]]] = []
     for task in range(folder.n_tasks):
-        part = folder.read_part(task, names)
+        part = folder.read_part(task, ("structure", "open_structure", "open_row", *names))
         start, stop = source.edges[task : task + 2].tolist()
         first = int(store.structure_of(start, start + 1)[0])
-        pr[first + part["structure"]] = part["structure_pr"]
+        for name in names:
+            arrays[name][first + part["structure"]] = part[name]
         for index, row in zip(first + part["open_structure"], part["open_row"], strict=True):
             before = held[1] if held is not None and held[0] == index else 0.0
             held = (int(index), before + row)
@@ -199,6 +239,7 @@ def finish_structures(folder: StageFolder) -> NDArray[np.float64]:
         if whole and (task == folder.n_tasks - 1 or len(whole) * whole[0][1].nbytes > ROWS_NBYTES):
             ids = np.array([index for index, _ in whole])
             sums = np.array([row for _, row in whole])
-            pr[ids] = structure_rigidity(environments, ids, sums)
+            for name, values in structure_arrays(environments, ids, sums).items():
+                arrays[name][ids] = values
             whole = []
-    return pr
+    return arrays

@@ -6,7 +6,7 @@ weights enter later, so a change of any of them starts from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,35 +15,55 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.rows import sum_rows
-from dlpr.errors import InputError
+from dlpr.core.models import Targets, energies
 from dlpr.stages.features import FeatureSource, task_edges, task_keys
+from dlpr.stages.model import open_sums
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
 
-def plan(work: Path, structures: StageFolder, features: Json) -> StageFolder:
-    """The tasks of the features; energies and groups are kept beside the rows."""
-    tasks = task_keys(structures, features, features, labels=True)
-    settings = {"features": features}
-    return StageFolder.create(work, "rows", settings, {"structures": structures}, tasks)
+def plan(
+    work: Path,
+    structures: StageFolder,
+    features: Json,
+    mapping: Json,
+    references: StageFolder | None = None,
+) -> StageFolder:
+    """The tasks of the features; energies and groups are kept beside the rows.
+
+    Parameters
+    ----------
+    mapping : dict
+        ``kind`` of the feature map, and its hyperparameters.
+    references : StageFolder, optional
+        Reference environments, where the map has them.
+    """
+    settings = {"features": features, "map": mapping}
+    inputs = {"structures": structures}
+    made_of: Json = dict(settings)
+    if references is not None:
+        inputs["references"] = references
+        made_of["references"] = references.output_digest()
+    tasks = task_keys(structures, features, made_of, labels=("energy",))
+    return StageFolder.create(work, "rows", settings, inputs, tasks)
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
-    """Sum the features of one run of environments into the rows of their structures."""
+    """Sum the rows of one run of environments into those of their structures."""
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
+    model = open_sums(folder)
     store = source.structures
     start, stop = source.edges[task : task + 2].tolist()
     structure = store.structure_of(start, stop)
     first, last = int(structure[0]), int(structure[-1])
-    sums = np.zeros((last - first + 1, source.sums.n_columns))
-    count = np.zeros((last - first + 1, source.sums.n_blocks), np.int64)
+    sums = np.zeros((last - first + 1, model.stored.n_columns))
+    count = np.zeros((last - first + 1, model.stored.n_blocks), np.int64)
     square = 0.0
     for a, b, features in source.blocks(task):
         local, species = structure[a - start : b - start], source.environment_species(a, b)
         at, n = int(local[0]) - first, int(local[-1] - local[0]) + 1
-        sums[at : at + n] += sum_rows(features, species, local - local[0], n, source.sums)
+        model.add_sums(sums[at : at + n], model.mapped(features, species), local - local[0])
         np.add.at(count, (local - first, species), 1)
         square += float(np.einsum("ij,ij->", features, features))
     group = store.group[first : last + 1]
@@ -113,6 +133,41 @@ class Sums:
         return Sums(self.sums + other.sums, self.count + other.count, other.energy)
 
 
+def cut_runs(
+    groups: Sequence[str], counts: Sequence[Mapping[str, int]], content: Sequence[str], n_rows: int
+) -> list[tuple[str, int, int, int]]:
+    """Cut the tasks of each group into runs of about ``n_rows`` rows, half as many at least.
+
+    Within these bounds what a part holds decides where a run ends: where tasks come in between,
+    the runs behind them soon are what they were.
+
+    Parameters
+    ----------
+    groups : sequence of str
+    counts : sequence of mapping
+        Rows of each group in every task.
+    content : sequence of str
+        Digest of what each task has put out.
+    n_rows : int
+
+    Returns
+    -------
+    list of (str, int, int, int)
+        Group, first task, task behind the last, rows.
+    """
+    found = []
+    for group in groups:
+        start, count = 0, 0
+        for task, here in enumerate(counts):
+            count += here.get(group, 0)
+            likely = 2 * count >= n_rows and content[task][0] in "0123"
+            if count >= n_rows or (count and likely) or task == len(counts) - 1:
+                if count:
+                    found.append((group, start, task + 1, count))
+                start, count = task + 1, 0
+    return found
+
+
 class RowStore:
     """Sums over the structures of a finished stage.
 
@@ -138,22 +193,9 @@ class RowStore:
         self.mean_square = sum(r.facts["square"] for r in receipts) / n_environments
 
     def runs(self, n_rows: int) -> list[Run]:
-        """Runs of about ``n_rows`` rows of one group each, and half as many at least.
-
-        Within these bounds what a part holds decides where a run ends: where tasks come in between,
-        the runs behind them soon are what they were.
-        """
-        found = []
-        for group in self.groups:
-            start, count = 0, 0
-            for task, here in enumerate(self._groups):
-                count += here.get(group, 0)
-                likely = 2 * count >= n_rows and self._content[task][0] in "0123"
-                if count >= n_rows or (count and likely) or task == len(self._groups) - 1:
-                    if count:
-                        found.append(self._run(group, start, task + 1, count))
-                    start, count = task + 1, 0
-        return found
+        """Runs of about ``n_rows`` rows of one group each, see `cut_runs`."""
+        cuts = cut_runs(self.groups, self._groups, self._content, n_rows)
+        return [self._run(*cut) for cut in cuts]
 
     def _run(self, group: str, start: int, stop: int, n_rows: int) -> Run:
         first = self._first(start)
@@ -170,9 +212,30 @@ class RowStore:
         at = int(self._edges[task])
         return int(self.structures.structure_of(at, at + 1)[0])
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of the loss: structures with an energy, or all where none has one."""
+        n = int(np.count_nonzero(np.isfinite(self.structures.energy)))
+        return n if self.is_labelled else self.structures.n_structures
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any structure has an energy."""
+        return bool(np.isfinite(self.structures.energy).any())
+
+    def targets(self, run: Run, convention: str) -> Iterator[Targets]:
+        """The rows of a run with their labels; without labels only where no structure has one."""
+        anything = not self.is_labelled
+        for found in self.read(run):
+            own = slice(None) if anything else np.isfinite(found.energy)
+            piece = Sums(found.sums[own], found.count[own], found.energy[own])
+            if len(piece):
+                yield energies(piece.sums, piece.count, piece.energy, convention)
+
     def contents(self, run: Run) -> list[object]:
         """All that decides what `read` gives for a run, as JSON."""
-        return [run.start - run.begin, *self._content[run.begin : run.stop]]
+        content = self._content[run.begin : run.stop]
+        return [run.start - run.begin, self.is_labelled, *content]
 
     def read(self, run: Run) -> Iterator[Sums]:
         """The structures of a run; one that is cut between tasks is put together in their order."""
@@ -212,17 +275,3 @@ def _open(path: str, digest: str) -> RowStore:
 def open_rows(folder: StageFolder) -> RowStore:
     """The row store of a finished stage, opened once per process."""
     return _open(str(folder.path), folder.output_digest())
-
-
-def regularizer_of(rows: StageFolder, model: Json) -> Json:
-    """The regularizer mu, and the square of the features' scale that is in it.
-
-    Raises
-    ------
-    InputError
-        If the features have no scale.
-    """
-    scale_square = open_rows(rows).mean_square if model["scale"] == "rms" else 1.0
-    if scale_square == 0.0:
-        raise InputError("all features of the training set are 0: they have no scale")
-    return {"scale_square": scale_square, "mu": model["regularizer"] * scale_square}

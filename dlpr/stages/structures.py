@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -83,6 +85,7 @@ class StructureStore:
     def __init__(self, folder: StageFolder) -> None:
         self.folder = folder
         receipts = folder.receipts()
+        self._has_forces = [r.facts["has_forces"] for r in receipts]
         counts = [(r.facts["n_structures"], r.facts["n_environments"]) for r in receipts]
         edges = np.cumsum([(0, 0), *counts], axis=0, dtype=np.int64)
         self._part_structure, self.part_edges = edges[:, 0], edges[:, 1]
@@ -125,6 +128,15 @@ class StructureStore:
             start += len(rows)
         return np.concatenate(found) if len(found) != 1 else found[0]
 
+    def forces(self, start: int, stop: int) -> NDArray[np.float64]:
+        """(stop - start, 3) forces of environments, NaN where unknown."""
+        found = np.full((stop - start, 3), np.nan)
+        for part, (begin, end) in enumerate(pairwise(self.part_edges.tolist())):
+            a, b = max(start, begin), min(stop, end)
+            if a < b and self._has_forces[part]:
+                found[a - start : b - start] = self.read("force", a, b)
+        return found
+
     def structure(self, name: str, index: int) -> NDArray[Any]:
         """Row ``index`` of an array over structures."""
         part, local = self._locate(index)
@@ -150,15 +162,15 @@ class StructureStore:
         digests = self.over_structures("digest")
         return self.n_structures - len(np.unique(digests, axis=0))
 
-    def contents(self, edges: NDArray[np.int64], labels: bool = False) -> list[str]:
+    def contents(self, edges: NDArray[np.int64], labels: Sequence[str] = ()) -> list[str]:
         """Digests of runs of environments: equal ones have equal atoms in equal structures.
 
         Parameters
         ----------
         edges : (n + 1,) int64
             Environments at which runs begin and end.
-        labels : bool
-            Whether energies and groups count as well.
+        labels : sequence of str
+            Which of "energy", "forces", "stress" count as well, and with them the groups.
 
         Returns
         -------
@@ -166,6 +178,7 @@ class StructureStore:
             One for each run.
         """
         digests = self.over_structures("digest")
+        stress = self.over_structures("stress") if "stress" in labels else np.empty(0)
         found = []
         for start, stop in pairwise(edges.tolist()):
             first, last = (int(self.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
@@ -174,7 +187,12 @@ class StructureStore:
             digest = hashlib.blake2b(repr(ends).encode(), digest_size=16)
             digest.update(digests[first : last + 1].tobytes())
             if labels:
-                digest.update(self.energy[first : last + 1].tobytes())
+                if "energy" in labels:
+                    digest.update(self.energy[first : last + 1].tobytes())
+                if "forces" in labels:
+                    digest.update(self.forces(start, stop).tobytes())
+                if "stress" in labels:
+                    digest.update(stress[first : last + 1].tobytes())
                 names = [self.group_names[g] for g in self.group[first : last + 1]]
                 digest.update("\0".join(names).encode())
             found.append(digest.hexdigest())
@@ -211,16 +229,28 @@ class StructureStore:
         first, last = self.structure_of(start, start + 1)[0], self.structure_of(stop - 1, stop)[0]
         return [self._piece(int(s), start, stop, cutoff) for s in range(first, last + 1)]
 
+    def whole(self, index: int) -> Piece:
+        """A whole structure in stored order, however large."""
+        begin, end = self.structure_offset[index : index + 2].tolist()
+        return Piece(
+            self.read("position", begin, end),
+            self.read("species", begin, end),
+            self.structure("cell", index),
+            self.structure("pbc", index),
+        )
+
     def _piece(self, index: int, start: int, stop: int, cutoff: float) -> Piece:
         begin, end = int(self.structure_offset[index]), int(self.structure_offset[index + 1])
         a, b = max(start, begin), min(stop, end)
-        cell, pbc = self.structure("cell", index), self.structure("pbc", index)
         if self.is_sorted_by_space(index):
-            return self._cut(index, begin, a - begin, b - begin, cutoff)
+            row = begin + self.read("source_atom", a, b)
+            if np.isfinite(cutoff):
+                piece = self._cut(index, begin, a - begin, b - begin, cutoff)
+                return replace(piece, row=row)
+        else:
+            row = np.arange(a, b)
         centre = None if (a, b) == (begin, end) else np.arange(a - begin, b - begin)
-        return Piece(
-            self.read("position", begin, end), self.read("species", begin, end), cell, pbc, centre
-        )
+        return replace(self.whole(index), centre=centre, row=row)
 
     def _cut(self, index: int, begin: int, start: int, stop: int, cutoff: float) -> Piece:
         part, local = self._locate(index)

@@ -39,7 +39,7 @@ from dlpr.store.files import (
     write_json,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of everything dlpr writes, down to its bits: a change of either makes new plans.
 
 A store of a newer version is refused.
@@ -154,7 +154,7 @@ class StageFolder:
 
     @cached_property
     def plan(self) -> Json:
-        """The plan as written."""
+        """As written."""
         plan = read_json(self.path / "plan.json")
         if plan is None:
             raise StoreError(f"{self.path} is not a stage of dlpr: it has no readable plan.json.")
@@ -191,6 +191,10 @@ class StageFolder:
         """A stage that this one reads. The plan knows its output; readers verify what they read."""
         place = self.path.parent / self.plan["places"][name]
         return StageFolder(place, output=self.plan["inputs"][name])
+
+    def inputs(self) -> dict[str, StageFolder]:
+        """All stages that it reads, by name."""
+        return {name: self.input(name) for name in self.plan["inputs"]}
 
     # receipts -----------------------------------------------------------------------------
 
@@ -300,8 +304,6 @@ class StageFolder:
             return self._output
         receipts = [[r.task, r.files, r.facts] for r in self.receipts()]
         return digest([self.stage, receipts])
-
-    # parts --------------------------------------------------------------------------------
 
     def _part_name(self, task: int) -> str:
         return f"parts/{task:06d}.npz"

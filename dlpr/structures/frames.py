@@ -68,3 +68,6 @@ class Piece:
     """(3,)"""
     centre: NDArray[np.int64] | None = None
     """(n_centres,) rows of position, in the order the features are wanted; None: all atoms"""
+    row: NDArray[np.int64] | None = None
+    """(n_centres,) numbers of the centres among all environments of the set in source order; None:
+    not asked for"""

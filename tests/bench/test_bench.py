@@ -66,7 +66,7 @@ def test_the_model_counts_the_tasks_of_the_plans(tmp_path: Path, tile_columns: i
         n_tasks[cost.stage] += cost.n_tasks
     assert n_tasks["rows"] == steps.rows().n_tasks == 10
     assert n_tasks["rigidity"] == steps.rigidity("test").n_tasks == 2
-    n_pairs = {16: 6, 64: 1}[tile_columns]
+    n_pairs = {16: 10, 64: 1}[tile_columns]
     partials = steps.fold("hessian").n_tasks / n_pairs
     most = scaling.most_partials(work, steps.job.numerics)
     assert n_tasks["folds"] == most * n_pairs

@@ -1,6 +1,3 @@
-from functools import reduce
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from core_oracle import Array, steep_rows, telling_tests
@@ -8,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlpr.core.factorize import factorize
-from dlpr.core.folds import Gram, Moments, Triangle
+from dlpr.core.folds import Gram, Triangle
+from dlpr.core.scan import Decomposition
 
 FOLDS = [(Gram, "cholesky"), (Triangle, "qr")]
 Kind = type[Gram] | type[Triangle]
@@ -98,38 +96,27 @@ def test_triangle_is_triangular() -> None:
     np.testing.assert_array_equal(np.tril(fold.matrix, -1), 0.0)
 
 
-def moments(rows: Array, y: Array, composition: Array, features: Array) -> Moments:
-    sums = Moments.zeros(rows.shape[1], composition.shape[1])
-    sums.update_rows(rows, y, composition)
-    return sums
-
-
-def test_moments_give_weights_errors_and_scale() -> None:
+@pytest.mark.parametrize("kind", [Gram, Triangle])
+@pytest.mark.parametrize("mu", [0.1, 0.0])
+def test_folded_targets_give_weights_for_any_baseline(kind: Kind, mu: float) -> None:
     rng = np.random.default_rng(0)
     rows, y, composition = rng.normal(size=(20, 5)), rng.normal(size=20), rng.random((20, 2))
-    features = rng.normal(size=(60, 5))
-    y[[3, 11]] = np.nan
-    cuts = [0, 6, 6, 13, 20]
-    parts = [
-        moments(rows[a:b], y[a:b], composition[a:b], features[3 * a : 3 * b])
-        for a, b in pairwise(cuts)
-    ]
-
-    def joined(one: Moments, other: Moments) -> Moments:
-        one.add(other)
-        return one
-
-    sums = reduce(joined, parts)
-    assert (sums.n_rows, sums.n_labelled) == (20, 18)
-
-    known = ~np.isnan(y)
-    g, baseline = rows[known], np.array([1.5, -0.5])
-    target = y[known] - composition[known] @ baseline
-    mix = np.concatenate([[1.0], -baseline])
-    weights = np.linalg.solve(g.T @ g + 0.1 * np.eye(5), sums.targets @ mix)
-    expected = np.linalg.solve(g.T @ g + 0.1 * np.eye(5), g.T @ target)
-    np.testing.assert_allclose(weights, expected, rtol=1e-12)
-    loss = (
-        mix @ sums.products @ mix - 2 * weights @ sums.targets @ mix + weights @ g.T @ g @ weights
+    every = np.column_stack([rows[:, :2], composition[:, :1], rows[:, 2:], composition[:, 1:], y])
+    fold, constants = folded(kind, np.array_split(every, 3)), np.array([2, 6])
+    baseline = np.array([1.5, -0.5])
+    fold.shift_target(constants, baseline)
+    chosen = fold.select(np.array([0, 1, 3, 4, 5, 7]), np.array([1, 2, 1, 1, 1, 1.0]))
+    g = rows * [1, 2, 1, 1, 1]
+    expected = np.linalg.solve(g.T @ g + mu * np.eye(5), g.T @ (y - composition @ baseline))
+    np.testing.assert_allclose(
+        Decomposition.of_fold(chosen, 5, 20).weights(np.array([mu]))[:, 0], expected, rtol=1e-11
     )
-    assert loss == pytest.approx(((target - g @ weights) ** 2).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Gram, Triangle])
+def test_weights_of_a_sum_are_those_of_repeated_rows(kind: Kind) -> None:
+    rows = np.random.default_rng(1).normal(size=(12, 4))
+    total = folded(kind, [rows])
+    total.add(folded(kind, [rows[:5]]), 2.0)  # type: ignore[arg-type]
+    expected = folded(kind, [rows, rows[:5], rows[:5]])
+    np.testing.assert_allclose(square(total), square(expected), rtol=1e-12, atol=1e-12)

@@ -3,33 +3,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpr.core.rows import Blocks, Layout, merge_blocks, row_factor, sum_rows
+from dlpr.core.rows import Layout, row_factor, strips, sum_rows
 from dlpr.errors import JobError
 
 
-@given(seed=st.integers(0, 2**31), n=st.integers(0, 40), n_blocks=st.integers(1, 3))
-def test_sum_rows_is_the_loop_in_order(seed: int, n: int, n_blocks: int) -> None:
+@given(seed=st.integers(0, 2**31), n=st.integers(0, 40))
+def test_sum_rows_is_the_loop_in_order(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    blocks = Blocks(4, n_blocks)
-    features = rng.normal(size=(n, 4))
-    block = rng.integers(0, n_blocks, n)
-    structure = np.sort(rng.integers(0, 5, n))
-    expected = np.zeros((5, blocks.n_columns))
+    features, structure = rng.normal(size=(n, 4)), np.sort(rng.integers(0, 5, n))
+    expected = np.zeros((5, 4))
     for i in range(n):
-        expected[structure[i], 4 * block[i] : 4 * block[i] + 4] += features[i]
-    rows = sum_rows(features, block, structure, 5, blocks)
+        expected[structure[i]] += features[i]
+    rows = sum_rows(features, structure, 5)
     np.testing.assert_array_equal(rows, expected)
     assert rows.dtype == np.float64
 
 
-def test_merge_blocks_gives_the_shared_model() -> None:
-    rng = np.random.default_rng(0)
-    features, block = rng.normal(size=(30, 3)), rng.integers(0, 4, 30)
-    structure = np.sort(rng.integers(0, 6, 30))
-    separate, shared = Blocks(3, 4), Blocks(3, 1)
-    merged = merge_blocks(sum_rows(features, block, structure, 6, separate), separate)
-    expected = sum_rows(features, np.zeros(30, dtype=int), structure, 6, shared)
-    np.testing.assert_allclose(merged, expected, rtol=1e-13, atol=1e-14)
+@given(data=st.data(), n=st.integers(0, 9), size=st.integers(1, 4), scaled=st.booleans())
+def test_strips_are_columns_of_arrays_side_by_side(
+    data: st.DataObject, n: int, size: int, scaled: bool
+) -> None:
+    rng = np.random.default_rng(n)
+    widths = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
+    sides = [rng.normal(size=(n, width)) for width in widths]
+    start = data.draw(st.integers(0, sum(widths)))
+    columns = slice(start, data.draw(st.integers(start, sum(widths))))
+    scale = rng.random(n) if scaled else None
+    expected = np.hstack(sides)[:, columns]
+    if scale is not None:
+        expected = expected * scale[:, None]
+    found = [strip.copy() for strip in strips(sides, scale, columns, size)]
+    assert all(len(strip) <= size and strip.flags.c_contiguous for strip in found)
+    np.testing.assert_array_equal(
+        np.concatenate([np.empty((0, expected.shape[1])), *found]), expected
+    )
 
 
 def test_row_factor() -> None:
@@ -41,10 +48,10 @@ def test_row_factor() -> None:
         row_factor(n_atoms, "median")
 
 
-@pytest.mark.parametrize(("block", "structure"), [(2, 0), (-1, 0), (0, 3), (0, -1)])
-def test_sum_rows_refuses_what_it_cannot_place(block: int, structure: int) -> None:
+@pytest.mark.parametrize("structure", [3, -1])
+def test_sum_rows_refuses_what_it_cannot_place(structure: int) -> None:
     with pytest.raises(ValueError, match="allowed is 0"):
-        sum_rows(np.ones((1, 2)), np.array([block]), np.array([structure]), 3, Blocks(2, 2))
+        sum_rows(np.ones((1, 2)), np.array([structure]), 3)
 
 
 def test_layouts_of_unequal_blocks() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dlpr.core.factor import EPS, Factor, TriangularFactor
 from dlpr.core.factorize import factorize
 from dlpr.core.folds import Gram
+from dlpr.core.rows import strips
 from dlpr.core.tilefactor import TiledFactor, tiled_conditioning
 from dlpr.core.tiles import Tiling, diagonal_tile, fold_tile, off_tile
 from dlpr.errors import NumericsError
@@ -24,8 +25,8 @@ def fold(rows: Array, tiling: Tiling, scale: Array | None = None, n_parts: int =
     factors = [None] * n_parts if scale is None else np.array_split(scale, n_parts)
     for part, factor in zip(np.array_split(rows, n_parts), factors, strict=True):
         for (i, j), tile in tiles.items():
-            other = None if i == j else part[:, tiling.slice(j)]
-            tiles[i, j] = fold_tile(tile, part[:, tiling.slice(i)], other, factor)
+            other = None if i == j else strips(part, factor, tiling.slice(j))
+            tiles[i, j] = fold_tile(tile, strips(part, factor, tiling.slice(i)), other)
             assert tiles[i, j] is tile or np.shares_memory(tiles[i, j], tile)
     return tiles
 

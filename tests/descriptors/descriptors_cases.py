@@ -54,3 +54,26 @@ def featomic_full(pieces, species, hypers=HYPERS):
 
 def turned(piece, matrix):
     return replace(piece, position=piece.position @ matrix.T, cell=piece.cell @ matrix.T)
+
+
+RADIAL = {**HYPERS, "basis": {"radial": {"type": "Gto", "max_radial": 3}}}
+LODE = {
+    "density": {"type": "SmearedPowerLaw", "smearing": 1.0, "exponent": 1},
+    "basis": {
+        "type": "TensorProduct",
+        "max_angular": 2,
+        "radial": {"type": "Gto", "max_radial": 2, "radius": 3.0},
+    },
+}
+
+
+def atoms_of(piece):
+    return Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc)
+
+
+def in_order(tensor):
+    """Values of a TensorMap of one block by system and atom, and its properties."""
+    block = tensor.block()
+    samples = np.array(block.samples.values)
+    order = np.lexsort((samples[:, 1], samples[:, 0]))
+    return np.array(block.values)[order], np.array(block.properties.values)

@@ -61,16 +61,16 @@ def test_bad_hyperparameters_are_named_and_nothing_is_printed(path, value, messa
 @pytest.mark.parametrize("hypers", [None, [], "soap"])
 def test_what_is_no_section_is_refused(hypers):
     with pytest.raises(JobError, match=r"^descriptor\.soap is "):
-        check_hypers(hypers)
+        check_hypers(hypers, "soap")
 
 
 def test_equal_settings_have_one_form():
     written = changed("cutoff.radius", 3)
     written["basis"]["max_angular"] = 3.0
     written["density"] = {"width": 0.4, "scaling": None, "type": "Gaussian"}
-    assert json.dumps(check_hypers(written)) == json.dumps(check_hypers(HYPERS))
-    assert check_hypers(check_hypers(HYPERS)) == check_hypers(HYPERS)
-    assert check_hypers(HYPERS) == HYPERS
+    assert json.dumps(check_hypers(written, "soap")) == json.dumps(check_hypers(HYPERS, "soap"))
+    assert check_hypers(check_hypers(HYPERS, "soap"), "soap") == check_hypers(HYPERS, "soap")
+    assert check_hypers(HYPERS, "soap") == HYPERS
 
 
 def test_all_sections_reach_featomic():

@@ -263,7 +263,7 @@ if calls > 1:
 before = read("VmRSS")
 for _ in range(calls):
     features = soap.compute(pieces)
-promised = soap.compute_nbytes(n_pieces * n_atoms, n_atoms, 4 / 3 * np.pi * 27 * 0.1)
+promised = soap.compute_nbytes(n_pieces * n_atoms, n_atoms, 0.1)
 print((read("VmRSS") if calls > 1 else read("VmHWM")) - before, promised, features.nbytes)
 """
 

@@ -129,8 +129,8 @@ def test_harmonics_are_those_of_scipy(seed, max_angular):
 def test_the_table_meets_featomic_between_its_nodes(name):
     soap = Soap(changed(CHANGES[name] | {"cutoff.smoothing": {"type": "Step"}}), [6])
     distance = np.sort(np.random.default_rng(0).uniform(0.0, soap.cutoff, 500))
-    table = radial_table(soap._parameters)
-    exact = RadialFunctions(soap._parameters)(distance)
+    table = radial_table(soap.parameters)
+    exact = RadialFunctions(soap.parameters)(distance)
     for found, expected in zip(table.functions(*table.cubics(distance)), exact, strict=True):
         assert np.ptp(expected) > 0.01
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-15 * np.abs(expected).max())
@@ -142,4 +142,4 @@ def test_functions_that_are_no_cubics_are_refused(monkeypatch):
 
     monkeypatch.setattr(radial_module.RadialFunctions, "__call__", waves)
     with pytest.raises(JobError, match=r"not met to 1e-13 with 30721 values"):
-        RadialTable(Soap(HYPERS, [6])._parameters)
+        RadialTable(Soap(HYPERS, [6]).parameters)

@@ -86,6 +86,7 @@ def shapes(symbols: tuple[str, ...], seed: int = 1) -> list[Atoms]:
         atoms.symbols[:] = [symbols[j] for j in rng.integers(0, len(symbols), len(atoms))]
         if len(atoms) > 1:
             atoms.positions += rng.normal(0.0, 0.05, (len(atoms), 3))
+        atoms.info["energy"] = float(len(atoms))
     return frames
 
 
@@ -97,7 +98,9 @@ def gas(n_atoms: int, symbols: tuple[str, ...], seed: int, pbc: Any = True) -> A
     sites = grid[rng.permutation(len(grid))[:n_atoms]] + rng.uniform(-0.25, 0.25, (n_atoms, 3))
     cell = np.eye(3) * side * 2.8 + rng.uniform(-0.5, 0.5, (3, 3))
     names = [symbols[j] for j in rng.integers(0, len(symbols), n_atoms)]
-    return Atoms(names, sites / side @ cell, cell=cell, pbc=pbc)
+    atoms = Atoms(names, sites / side @ cell, cell=cell, pbc=pbc)
+    atoms.info["energy"] = -1.0 * n_atoms
+    return atoms
 
 
 def load(path: Path) -> list[Atoms]:

@@ -35,6 +35,7 @@ from dlpr.engine.workspace import Workspace
 from dlpr.job import Job
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
+from dlpr.store.files import members
 from dlpr.store.folder import StageFolder, folders
 
 SYMBOLS = SPECIES[2]
@@ -301,9 +302,12 @@ def mended(job: Job) -> tuple[Outcome, list[str]]:
 
 
 def flip(path: Path) -> None:
-    """One bit in the file itself, whatever its names."""
+    """One bit in the file itself, whatever its names: in the middle of its largest array."""
+    start, size = 0, path.stat().st_size
+    if path.suffix == ".npz":
+        start, size = max(members(path).values(), key=lambda place: place[1])
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
+        file.seek(start + size // 2)
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 4]))

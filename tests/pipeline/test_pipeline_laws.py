@@ -64,6 +64,8 @@ def test_structures_of_one_environment_pin_it(
         Atoms("Si2", [[0, 0, 0], [0, 0, 2.3]]),
         bulk("Si", "sc", a=2.7).repeat(2),
     ]
+    for atoms in pure:
+        atoms.info["energy"] = 1.0
     mixed = crystals(("Si",), 5)
     store(tmp_path / "train.xyz", [*mixed, *pure])
     found = run(make_job(tmp_path, linear=linear)).sets["train"]

@@ -53,6 +53,7 @@ FEWEST = {
 """12 columns: far fewer than the hundred structures."""
 N_GROUPS = 4
 NUMBERS = ("environment_lpr", "environment_prior_ratio", "structure_pr")
+ENERGIES = ("environment_energy", "structure_energy")
 FEW = settings(
     max_examples=4,
     derandomize=True,
@@ -97,7 +98,7 @@ def base(bench: Path) -> Outcome:
     block=st.sampled_from([11, 16, 64, None]),
     task=st.sampled_from([22, 33, 200, None]),
     fold_rows=st.sampled_from([1, 3, 1024]),
-    budget=st.sampled_from(["5KB", "16KiB", "8GiB"]),
+    budget=st.sampled_from(["8KB", "16KiB", "8GiB"]),
     part_atoms=st.sampled_from([30, 100, 1 << 18]),
     rows_nbytes=st.sampled_from([1, 2000, 1 << 27]),
     task_flops=st.sampled_from([1.0, 20_000.0, 1.5e11]),
@@ -133,6 +134,10 @@ def test_any_plan_agrees_within_the_accuracy_it_states(
     assert rtol < 1e-8
     for name, arrays in base.sets.items():
         for array, values in arrays.items():
+            if array in ENERGIES:  # differences of large numbers
+                atol = 1e-8 * np.abs(values).max()
+                np.testing.assert_allclose(found.sets[name][array], values, rtol=0, atol=atol)
+                continue
             exact = array not in NUMBERS
             np.testing.assert_allclose(
                 found.sets[name][array], values, rtol=0 if exact else rtol, err_msg=array
@@ -143,7 +148,7 @@ def test_partials_stay_within_their_budget(bench: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(fold_stage, "TASK_FLOPS", 1.0)
     monkeypatch.setattr(fold_stage, "FEWEST_ROWS", 1)
     found = run(job_of(bench, "any", train="train.xyz"))
-    n_columns = found.facts["conditioning"]["n_columns"]
+    n_columns = found.facts["conditioning"]["n_columns"] + 2  # the constant, and the target
     assert found.used["hessian"].n_tasks > 3
     for most in (1, 2, 3):
         budget = f"{most * 8 * n_columns**2}B"
@@ -153,8 +158,8 @@ def test_partials_stay_within_their_budget(bench: Path, monkeypatch: pytest.Monk
 
 
 def test_groups_whose_partials_exceed_the_budget_are_refused(bench: Path) -> None:
-    numerics = {**NUMERICS, "partials_budget": f"{N_GROUPS * 8 * 12**2 - 1}B"}
-    with pytest.raises(ResourceError, match=rf"12 columns, so its {N_GROUPS} groups"):
+    numerics = {**NUMERICS, "partials_budget": f"{N_GROUPS * 8 * 15**2 - 1}B"}
+    with pytest.raises(ResourceError, match=rf"15 columns, so its {N_GROUPS} groups"):
         run(job_of(bench, "any", numerics=numerics))
 
 

@@ -27,13 +27,13 @@ SELECTION: Json = {
     "group_by": "group",
     "minimum_distance": 0.1,
 }
-MODEL: Json = {"kind": "linear", "rows": "sum", "centre_species": "separate"}
+MODEL: Json = {"rows": "sum", "centre_species": "separate"}
 
 
 class Exact:
     """Coordinates, which are whole numbers here: every sum of features is exact."""
 
-    n_features, cutoff = 3, 2.0
+    n_features, cutoff, reads_rows = 3, 2.0, False
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         self.species = tuple(species)
@@ -91,7 +91,8 @@ def features_settings(task_environments: int, block_environments: int = 1 << 10)
 def rows_of(structures: StageFolder, task_environments: int) -> StageFolder:
     """The row store of a set, its features computed as they are needed."""
     settings = features_settings(task_environments)
-    return finished(rows_stage.plan(structures.path.parent, structures, settings))
+    plan = rows_stage.plan(structures.path.parent, structures, settings, {"kind": "linear"})
+    return finished(plan)
 
 
 def numerics(tile_columns: int = 4096, fold_block_rows: int = 4) -> Json:

@@ -172,7 +172,8 @@ def test_partials_of_equal_keys_are_equal(
         rows = rows_of(structures_of(folder, named), task_environments)
         for n in n_rows:
             monkeypatch.setattr(fold_stage, "run_rows", lambda *_, n=n: n)
-            plan = fold_stage.plan(folder / "work", "hessian", rows, MODEL, numerics(tile_columns))
+            targets, how = {"rows": rows}, numerics(tile_columns)
+            plan = fold_stage.plan(folder / "work", "hessian", targets, ["energy"], MODEL, how)
             for key, content in contents(afresh(plan)).items():
                 assert known.setdefault(key, content) == content
 

@@ -1,0 +1,336 @@
+"""Rows of forces and stresses: derivatives of a model's features, contracted batch by batch.
+
+featomic gives the gradients of SOAP, hundreds of kB for each environment. They are asked for few
+centres at a time, taken through the derivative of the model's feature map, and added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from dlpr.descriptors.gradient_batches import batch_nbytes, gradient_batches, pair_columns
+from dlpr.descriptors.soap import BATCH, Soap
+from dlpr.errors import InputError
+from dlpr.structures.frames import Piece
+
+if TYPE_CHECKING:  # it imports featomic
+    from dlpr.descriptors.native import Environments, GradientBlock
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+STRIP_NBYTES = 16 * 2**20
+"""Most memory for derivatives on their way through the feature map, or what one atom needs."""
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""Rows and columns of xx, yy, zz, yz, xz, xy: ASE's order."""
+
+
+class Tangent(Protocol):
+    """A feature map x -> phi, seen from its derivative."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of the model's block of each central species."""
+
+    def derivative(
+        self, species: int, features: FloatArray, tangent: FloatArray, centre: IntArray
+    ) -> FloatArray:
+        """Return directional derivatives of phi.
+
+        Parameters
+        ----------
+        species
+            Index of the central species in the descriptor's `species`.
+        features : (n_centres, n_features)
+            x of some centres of that species.
+        tangent : (n, n_features)
+            Derivatives dx along n directions.
+        centre : (n,)
+            The row of `features` that each direction starts from.
+
+        Returns
+        -------
+        ndarray
+            (n, widths[species])
+        """
+
+
+@dataclass(frozen=True)
+class DerivativeRows:
+    """Rows whose product with the weights is a force or a stress of one structure.
+
+    Columns are the model's blocks of the central species, one after the other.
+    """
+
+    forces: FloatArray | None
+    """(3 n_atoms, n_columns): row 3 j + a is ``-sum_i d phi_i / d r_ja``, 1/Å"""
+    stress: FloatArray | None
+    """(6, n_columns): ``(1/V) sum_i d phi_i / d eps_ab`` for the symmetric strains xx, yy, zz, yz,
+    xz, xy, 1/Å³; off-diagonal rows, as ASE's components, are half the derivative in
+    ``eps_ab = eps_ba``"""
+
+
+class _Part(NamedTuple):
+    """Derivatives of some columns along some of the directions that a contraction runs over."""
+
+    columns: slice
+    entry: IntArray
+    """(n,) where in the contraction, ascending"""
+    gradient: FloatArray
+    """(n, n_directions, n_columns)"""
+
+
+def has_stress(piece: Piece) -> bool:
+    """Whether a structure has a volume, and with it a stress: periodic in three directions."""
+    return bool(piece.pbc.all())
+
+
+def derivative_rows(
+    soap: Soap, piece: Piece, tangent: Tangent, *, forces: bool, stress: bool
+) -> DerivativeRows:
+    """Compute the rows of the forces and of the stress of one structure.
+
+    Parameters
+    ----------
+    soap
+        The descriptor.
+    piece
+        A whole structure of any periodicity; all its atoms are centres.
+    tangent
+        The derivative of the model's feature map.
+    forces, stress
+        The rows wanted.
+
+    Returns
+    -------
+    DerivativeRows
+        Equal calls give equal bits.
+
+    Raises
+    ------
+    InputError
+        If `Soap.compute` would refuse the structure, two atoms coincide, or a stress is wanted of a
+        structure that is not periodic in three directions.
+    """
+    soap.check(piece, 0)
+    if stress and not has_stress(piece):
+        raise InputError(
+            f"a stress is wanted of a structure that is periodic in {int(piece.pbc.sum())}"
+            " direction(s); it must be periodic in 3 to have a volume."
+            " Leave out the stress of this structure, or correct its periodicity."
+        )
+    sums = _Sums(soap, tangent, len(piece.species), forces=forces, stress=stress)
+    for home, environments in gradient_batches(soap, piece, forces=forces, stress=stress):
+        sums.add(home, environments)
+    rows = sums.rows(piece.cell)
+    _check_finite(rows)
+    return rows
+
+
+def derivative_nbytes(
+    soap: Soap,
+    n_atoms: int,
+    n_neighbours: float,
+    widths: Sequence[int],
+    *,
+    forces: bool,
+    stress: bool,
+) -> int:
+    """Bound the memory of a call of `derivative_rows`.
+
+    Parameters
+    ----------
+    soap
+        The descriptor.
+    n_atoms
+        Atoms of the structure.
+    n_neighbours
+        Largest number of neighbours within the cutoff.
+    widths
+        As `Tangent.widths`.
+    forces, stress
+        The rows wanted.
+
+    Returns
+    -------
+    int
+        Bytes, the returned rows included; without what the tangent itself needs.
+    """
+    rows = 8 * (3 * n_atoms * forces + 6 * stress) * sum(widths)
+    gradients = batch_nbytes(soap, n_atoms, n_neighbours, forces=forces, stress=stress)
+    # Directions and what the tangent makes of them, sums of these by atom, and the rows changed.
+    strip = 3 * max(STRIP_NBYTES, 8 * 6 * (soap.n_features + max(widths)))
+    density = n_neighbours / (4 / 3 * np.pi * soap.cutoff**3)
+    around = soap.compute_nbytes(min(BATCH, n_atoms), n_atoms, density)
+    return rows + gradients + strip + around
+
+
+class _Sums:
+    """Rows of one structure while batches of centres are added."""
+
+    def __init__(
+        self, soap: Soap, tangent: Tangent, n_atoms: int, *, forces: bool, stress: bool
+    ) -> None:
+        self._soap, self._tangent = soap, tangent
+        self._stop = np.cumsum(tangent.widths).tolist()
+        self._forces = np.zeros((n_atoms, 3, self._stop[-1])) if forces else None
+        self._virial = np.zeros((6, self._stop[-1])) if stress else None
+        names = [soap.columns[name].astype(np.int32) for name in ("l", "n_1", "n_2")]
+        table = np.stack(names, axis=1)
+        self._columns = pair_columns(soap)
+        self._wanted = {pair: table[columns] for pair, columns in self._columns.items()}
+
+    def rows(self, cell: FloatArray) -> DerivativeRows:
+        """Return the rows of all that was added, for a cell (3, 3)."""
+        forces, stress = self._forces, None
+        if self._virial is not None:
+            stress = self._virial / abs((cell[0] * np.cross(cell[1], cell[2])).sum())
+        return DerivativeRows(
+            None if forces is None else forces.reshape(3 * len(forces), self._stop[-1]), stress
+        )
+
+    def add(self, home: IntArray, environments: Environments) -> None:
+        """Add a batch of `gradient_batches`."""
+        from dlpr.descriptors.native import power_spectrum_gradients
+
+        found = power_spectrum_gradients(
+            self._soap.parameters,
+            environments,
+            self._wanted,
+            positions=self._forces is not None,
+            strain=self._virial is not None,
+        )
+        for number, group in groupby(found, key=lambda block: block.species):
+            blocks = list(group)
+            centre = np.unique(np.concatenate([block.centre for block in blocks]))
+            species = self._soap.species.index(number)
+            features = self._features(blocks, centre)
+            if self._forces is not None:
+                self._add_forces(species, features, blocks, centre, home)
+            if self._virial is not None:
+                self._add_virial(species, features, blocks, centre)
+
+    def _features(self, blocks: Sequence[GradientBlock], centre: NDArray[np.int32]) -> FloatArray:
+        """Features of centres of one species, (n_centres, n_features)."""
+        features = np.zeros((len(centre), self._soap.n_features))
+        for block in blocks:
+            row = np.searchsorted(centre, block.centre)
+            features[row, self._columns[block.neighbours]] = block.values
+        features *= self._soap.columns["weight"]
+        return features
+
+    def _add_forces(
+        self,
+        species: int,
+        features: FloatArray,
+        blocks: Sequence[GradientBlock],
+        centre: NDArray[np.int32],
+        home: IntArray,
+    ) -> None:
+        """Add what the features of centres of one species change when atoms move."""
+        assert self._forces is not None
+        keys = [
+            len(home) * block.gradient_centre.astype(np.int64) + block.gradient_atom
+            for block in blocks
+        ]
+        pair = np.unique(np.concatenate(keys))
+        parts = [
+            _Part(self._columns[block.neighbours], np.searchsorted(pair, key), block.positions)
+            for block, key in zip(blocks, keys, strict=True)
+        ]
+        row = np.searchsorted(centre, pair // len(home))
+        own = self._own(species)
+        for strip, along in self._contract(species, features, row, parts):
+            atom, of = np.unique(home[pair[strip] % len(home)], return_inverse=True)
+            minus = csr_array((np.full(len(of), -1.0), (of, np.arange(len(of)))))
+            change = minus @ along.reshape(len(of), -1)
+            self._forces[atom, :, own] += change.reshape(len(atom), 3, -1)
+
+    def _add_virial(
+        self,
+        species: int,
+        features: FloatArray,
+        blocks: Sequence[GradientBlock],
+        centre: NDArray[np.int32],
+    ) -> None:
+        """Add what the features of centres of one species change under strain."""
+        assert self._virial is not None
+        a, b = VOIGT
+        parts = [
+            _Part(
+                self._columns[block.neighbours],
+                np.searchsorted(centre, block.centre),
+                0.5 * (block.strain[:, a, b] + block.strain[:, b, a]),
+            )
+            for block in blocks
+        ]
+        own = self._own(species)
+        for _, along in self._contract(species, features, np.arange(len(centre)), parts):
+            self._virial[:, own] += along.sum(axis=0)
+
+    def _own(self, species: int) -> slice:
+        """Columns of the model's block of a central species."""
+        return slice(self._stop[species] - self._tangent.widths[species], self._stop[species])
+
+    def _contract(
+        self, species: int, features: FloatArray, row: IntArray, parts: Sequence[_Part]
+    ) -> Iterator[tuple[slice, FloatArray]]:
+        """Take derivatives of features through the feature map, strip by strip.
+
+        Parameters
+        ----------
+        species
+            Index of the central species.
+        features : (n_centres, n_features)
+            Of centres of that species.
+        row : (n_entries,)
+            The centre of each entry.
+        parts
+            Derivatives of features at the entries, by columns.
+
+        Yields
+        ------
+        slice, ndarray
+            Some entries, and their derivatives (n, n_directions, width).
+        """
+        n_directions = parts[0].gradient.shape[1]
+        width, n_features = self._tangent.widths[species], self._soap.n_features
+        step = max(1, STRIP_NBYTES // (8 * n_directions * (n_features + width)))
+        for start in range(0, len(row), step):
+            strip = slice(start, min(start + step, len(row)))
+            direction = np.zeros((strip.stop - start, n_directions, n_features))
+            for columns, entry, gradient in parts:
+                some = slice(*np.searchsorted(entry, (start, strip.stop)))
+                direction[entry[some] - start, :, columns] = gradient[some]
+            direction *= self._soap.columns["weight"]
+            along = self._tangent.derivative(
+                species,
+                features,
+                direction.reshape(-1, n_features),
+                np.repeat(row[strip], n_directions),
+            )
+            yield strip, along.reshape(-1, n_directions, width)
+
+
+def _check_finite(rows: DerivativeRows) -> None:
+    """Name the atom whose force, or the stress, is lost where atoms coincide."""
+    if rows.forces is not None:
+        lost = np.flatnonzero(~np.isfinite(rows.forces.sum(axis=1)))
+        if lost.size:
+            raise InputError(
+                f"the derivatives of the features by the position of atom {lost[0] // 3} are not"
+                f" finite, as are those of {np.unique(lost // 3).size} atom(s) in all."
+                " Check the distances between atoms."
+            )
+    if rows.stress is not None and not np.isfinite(rows.stress.sum()):
+        raise InputError(
+            "the derivatives of the features by the strain are not finite."
+            " Check the distances between atoms."
+        )

@@ -1,0 +1,254 @@
+"""Features from a Python function that the job names: code of the user, run as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.descriptors.columns import Columns
+from dlpr.descriptors.hypers import nearest
+from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
+from dlpr.descriptors.pieces import centres_of, check_piece, sorted_species
+from dlpr.errors import InputError, JobError
+from dlpr.structures.frames import Piece
+
+_KEYS = ("call", "options", "cutoff", "n_features", "nbytes_per_atom", "folder", "source_sha256")
+_PROBE_SPACING = 3.0
+"""Å between the atoms of the structure that tells the number of columns."""
+_log = logging.getLogger(__name__)
+
+
+class UserFunction:
+    """A function from structures to one array of features for each.
+
+    ``function(list of ase.Atoms, **options)`` returns a list of arrays (n_atoms, n_features), rows
+    in the order of the atoms. Where the job gives a cutoff, of a frame of many atoms the function
+    sees open clusters: some atoms and all others within the cutoff of them, whose own rows are not
+    used. Without a cutoff it sees whole structures.
+
+    Parameters
+    ----------
+    options
+        ``call``: "module:function". ``options``: keywords of the function. ``cutoff``: Å, or None.
+        ``n_features``: its columns; None: those for a chain of one atom of each species.
+        ``nbytes_per_atom``: memory that the function needs for each atom of a call. ``folder``:
+        where its module is, if not among the installed ones. ``source_sha256``: of the module's
+        file when a plan was made with it.
+    species
+        Atomic numbers of all atoms of the job.
+
+    Raises
+    ------
+    JobError
+        If a key is unknown, the function cannot be imported, or its file has changed since the
+        plan.
+    """
+
+    def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
+        for key in options:
+            if key not in _KEYS:
+                raise JobError(f"unknown key {key!r} in descriptor.python; {nearest(key, _KEYS)}")
+        self.species = sorted_species(species)
+        self._call = str(options.get("call"))
+        if not re.fullmatch(r"[\w.]+:\w+", self._call):
+            raise JobError(
+                f"descriptor.python.call is {self._call!r}; it must be text such as"
+                " 'module:function'. Correct the job file."
+            )
+        self._options = dict(options.get("options") or {})
+        self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
+        self._given = options.get("n_features")
+        self._nbytes_per_atom = int(options.get("nbytes_per_atom") or 0)
+        self._source = _digest(self._function)
+        planned = options.get("source_sha256")
+        if planned is not None and planned != self._source:
+            raise JobError(
+                f"the module of {self._call} is not the one that the features were planned with:"
+                f" its file has the SHA-256 {self._source[:12]}, then it was {planned[:12]}. Run"
+                " the job again, with the same file on all machines."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the function: who unpickles imports it."""
+        return {name: value for name, value in self.__dict__.items() if name != "_function"}
+
+    @cached_property
+    def _function(self) -> Callable[..., Any]:
+        module, _, name = self._call.partition(":")
+        if self._folder is not None and self._folder not in sys.path:
+            sys.path.append(self._folder)  # last: it hides nothing that is installed
+            importlib.invalidate_caches()
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except Exception as error:
+            _log.debug("importing %s", self._call, exc_info=True)
+            raise JobError(
+                f"descriptor.python.call: {self._call} cannot be imported:"
+                f" {type(error).__name__}: {error}. The module must be installed, or a file in the"
+                f" folder of the job ({self._folder})."
+            ) from error
+        if not callable(function):
+            raise JobError(
+                f"descriptor.python.call: {self._call} is of type {type(function).__name__}; it"
+                " must be a function. Correct the job file."
+            )
+        found: Callable[..., Any] = function
+        return found
+
+    @property
+    def cutoff(self) -> float:
+        """Å; infinite where a whole structure is needed."""
+        return math.inf if self._cutoff is None else float(self._cutoff)
+
+    @cached_property
+    def n_features(self) -> int:
+        """Number of columns."""
+        if self._given is not None:
+            return int(self._given)
+        n = len(self.species)
+        position = np.zeros((n, 3))
+        position[:, 0] = _PROBE_SPACING * np.arange(n)
+        cell = np.diag([_PROBE_SPACING * (n + 3), *2 * [4 * _PROBE_SPACING]])
+        chain = Piece(position, np.array(self.species, np.uint8), cell, np.ones(3, np.bool_))
+        try:
+            (found,) = self._call_it([chain])
+        except InputError as error:
+            raise JobError(
+                f"the number of columns was asked for with a chain of {n} atom(s): {error} Give"
+                " descriptor.python.n_features if the function cannot serve such a structure."
+            ) from error
+        return int(found.shape[1])
+
+    @property
+    def columns(self) -> Columns:
+        """The columns, arrays (n_features,): column."""
+        return {"column": np.arange(self.n_features, dtype=np.int32)}
+
+    @property
+    def components(self) -> dict[str, slice]:
+        """One component, python."""
+        return {"python": slice(0, self.n_features)}
+
+    @property
+    def reads_rows(self) -> bool:
+        """False: rows follow from the atoms."""
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """Return what is called, with what, and a digest of its file, as JSON can hold it."""
+        options = {
+            "call": self._call,
+            "options": self._options,
+            "cutoff": self._cutoff,
+            "n_features": self.n_features,
+            "nbytes_per_atom": self._nbytes_per_atom,
+            "folder": self._folder,
+            "source_sha256": self._source,
+        }
+        return {"python": options, "species": list(self.species)}
+
+    def columns_with(self, species: int) -> NDArray[np.bool_]:
+        """Mark no column, (n_features,): what they depend on is the user's."""
+        return np.zeros(self.n_features, np.bool_)
+
+    def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
+        """Call the function with all pieces that have centres.
+
+        Returns
+        -------
+        ndarray
+            (total number of centres, n_features), rows in the order of the pieces and of each
+            piece's ``centre``. As much as the function's own, a row does not depend on what else
+            is in the call.
+
+        Raises
+        ------
+        InputError
+            If the function raises, or returns anything but one finite array for each structure.
+        """
+        for index, piece in enumerate(pieces):
+            check_piece(piece, index, self.species)
+        chosen = [piece for piece in pieces if len(centres_of(piece))]
+        rows = [np.empty((0, self.n_features))]
+        for index, (piece, found) in enumerate(zip(chosen, self._call_it(chosen), strict=True)):
+            own = found[centres_of(piece)]
+            if found.shape[1] != self.n_features:
+                raise InputError(
+                    f"{self._call} returned {found.shape[1]} columns for structure {index} of a"
+                    f" call; needed are {self.n_features}, as for all others. Correct the function,"
+                    " or descriptor.python.n_features."
+                )
+            lost = np.flatnonzero(~np.isfinite(own).all(axis=1))
+            if lost.size:
+                raise InputError(
+                    f"{self._call} returned features that are not finite for {lost.size} atom(s)"
+                    f" of structure {index} of a call, such as atom"
+                    f" {centres_of(piece)[lost[0]]}. Correct the function or the structure."
+                )
+            rows.append(own)
+        return np.concatenate(rows)
+
+    def _call_it(self, pieces: Sequence[Piece]) -> list[NDArray[np.float64]]:
+        """One array (n_atoms, columns) for each piece."""
+        from ase import Atoms
+
+        if not pieces:
+            return []
+        atoms = [
+            Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc) for piece in pieces
+        ]
+        try:
+            returned = list(self._function(atoms, **self._options))
+            found = [np.asarray(one, np.float64) for one in returned]
+        except Exception as error:
+            _log.debug("calling %s", self._call, exc_info=True)
+            raise InputError(
+                f"{self._call} raised {type(error).__name__}: {error}, for {len(pieces)}"
+                f" structure(s) of {sum(len(one) for one in atoms)} atoms in all. Correct the"
+                " function or descriptor.python.options."
+            ) from error
+        shapes = [one.shape for one in found]
+        needed = [(len(one),) for one in atoms]
+        if len(found) != len(atoms) or any(
+            len(shape) != 2 or shape[:1] != n for shape, n in zip(shapes, needed, strict=True)
+        ):
+            raise InputError(
+                f"{self._call} returned {len(found)} array(s) of the shapes {shapes[:3]};"
+                f" needed are {len(atoms)}, each (n_atoms, n_features), here with"
+                f" {[n for (n,) in needed[:3]]} rows. Correct the function."
+            )
+        return found
+
+    def compute_nbytes(
+        self,
+        n_environments: int,
+        n_atoms: int | None = None,
+        density: float = DENSITY,
+        volume: float | None = None,
+    ) -> int:
+        """Bound the memory of a call of `compute`, see `dlpr.descriptors.Descriptor`.
+
+        The function's own need is what the job says with ``nbytes_per_atom``.
+        """
+        atoms = max(n_environments, n_atoms or 0)
+        per_atom = self._nbytes_per_atom + 16 * self.n_features + 200
+        return 8 * n_environments * self.n_features + atoms * per_atom + CALL_NBYTES
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """SHA-256 of the file of a function's module."""
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    path = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

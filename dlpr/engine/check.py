@@ -1,0 +1,60 @@
+"""What shows in a job before anything is read or written."""
+
+from __future__ import annotations
+
+from dlpr.descriptors import Soap, descriptor
+from dlpr.errors import JobError
+from dlpr.job import Job, SetSpec
+from dlpr.stages import ingest as ingest_stage
+from dlpr.structures.selection import Where
+
+
+def check_job(job: Job) -> None:
+    """Refuse, before anything is read or written, what a stage would refuse much later.
+
+    Raises
+    ------
+    JobError
+        For hyperparameters, a condition, a type map or a solver that cannot be used.
+    """
+    descriptor(job.descriptor_of("train"), [1])
+    for name, spec in {"train": job.train, **job.test}.items():
+        if not isinstance(spec, SetSpec):
+            continue
+        try:
+            ingest_stage.reading_of(spec.model_dump(mode="json"))
+            if spec.where:
+                Where(spec.where)
+        except JobError as error:
+            place = "train" if spec is job.train else f"test.{name}"
+            raise JobError(f"{place}.{error}") from None
+    model = job.model.spec
+    if model.regularizer == 0.0 and model.baseline.composition is not None:
+        raise JobError(
+            f"a baseline of composition has a regularizer beside the model's, and "
+            f"model.{job.model.kind}.regularizer is 0: make it positive, or take another baseline."
+        )
+    _check_derivatives(job)
+    if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
+        raise JobError(
+            "solver: cholesky needs a regularizer above 0, model.linear.regularizer is 0. Correct "
+            "one of them in the job file; solver: auto, qr and eigh work with 0."
+        )
+
+
+def _check_derivatives(job: Job) -> None:
+    """Refuse what needs more of a descriptor than it has."""
+    calculator = descriptor(job.descriptor_of("train"), [1])
+    for kind in ("forces", "stress"):
+        if getattr(job.loss, kind) > 0.0 and not isinstance(calculator, Soap):
+            raise JobError(
+                f"loss.{kind} needs gradients of the features, which descriptor.soap alone has; "
+                f"this job's is descriptor.{job.descriptor.kind}. Take soap, or leave loss.{kind} "
+                f"out."
+            )
+    kernel = job.model.kernel
+    if kernel is not None and kernel.references.files is not None and calculator.reads_rows:
+        raise JobError(
+            "model.kernel.references.files needs a descriptor that is computed from atoms; this "
+            "job's features come from files. Take references of the training set: count, indices."
+        )

@@ -1,0 +1,64 @@
+"""Where the rows of a loss come from: a store of rows for each kind of target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from dlpr.core.models import Targets
+from dlpr.stages.derivatives import open_derivatives
+from dlpr.stages.rows import Run, open_rows
+from dlpr.store.files import Json
+from dlpr.store.folder import StageFolder
+
+
+class RowSource(Protocol):
+    """Rows of one kind of target."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups that have rows, sorted."""
+
+    @property
+    def n_rows(self) -> int:
+        """How many there are in all."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether their labels are known."""
+
+    def runs(self, n_rows: int) -> list[Run]:
+        """Runs of about so many rows of one group each."""
+
+    def contents(self, run: Run) -> list[object]:
+        """All that decides the rows of a run, as JSON."""
+
+    def targets(self, run: Run, convention: str) -> Iterator[Targets]:
+        """The rows of a run."""
+
+
+KINDS = ("energy", "forces", "stress")
+"""Kinds of targets, in the order of their partials."""
+
+
+def kinds_of(loss: Json) -> list[str]:
+    """Kinds of targets that have a weight in a loss."""
+    return [kind for kind in KINDS if loss[kind] > 0.0]
+
+
+def sources_of(inputs: Mapping[str, StageFolder], kinds: Sequence[str]) -> dict[str, RowSource]:
+    """Rows by the kind of their targets.
+
+    Parameters
+    ----------
+    inputs : mapping of str to StageFolder
+        ``rows``, and ``derivatives`` where the loss has forces or stresses.
+    kinds : sequence of str
+        Kinds of targets in the loss.
+    """
+    return {
+        kind: open_rows(inputs["rows"])
+        if kind == "energy"
+        else open_derivatives(inputs["derivatives"], kind)
+        for kind in kinds
+    }

@@ -1,0 +1,314 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from descriptors_cases import HYPERS, random_piece, turned
+
+from dlpr.descriptors import gradient_batches, gradients
+from dlpr.descriptors.gradients import derivative_rows, has_stress
+from dlpr.descriptors.neighbours import Surroundings
+from dlpr.descriptors.soap import Soap
+from dlpr.errors import InputError
+
+SPECIES = (1, 6, 8)
+SOAPS = {species: Soap(HYPERS, species) for species in [(6,), SPECIES]}
+SOAP = SOAPS[SPECIES]
+OPEN, SLAB = (False, False, False), (True, False, True)
+
+
+@dataclass
+class Linear:
+    """phi(x) = x"""
+
+    soap: Soap
+
+    @property
+    def widths(self):
+        return (self.soap.n_features,) * len(self.soap.species)
+
+    def features(self, species, x):
+        return x
+
+    def derivative(self, species, features, tangent, centre):
+        return tangent
+
+
+class Waves:
+    """phi(x) = sin(A u), u = x / |x|, with an A of its own shape for each species."""
+
+    def __init__(self, soap):
+        self.widths = tuple(3 + 2 * s for s in range(len(soap.species)))
+        rng = np.random.default_rng(0)
+        self._a = [rng.normal(size=(soap.n_features, width)) for width in self.widths]
+
+    def features(self, species, x):
+        return np.sin(x / np.linalg.norm(x, axis=1, keepdims=True) @ self._a[species])
+
+    def derivative(self, species, features, tangent, centre):
+        norm = np.linalg.norm(features, axis=1, keepdims=True)
+        u = (features / norm)[centre]
+        du = (tangent - u * (u * tangent).sum(axis=1, keepdims=True)) / norm[centre]
+        return np.cos(u @ self._a[species]) * (du @ self._a[species])
+
+
+def energy(soap, piece, model):
+    """The sum of phi over all centres, one block for each central species."""
+    x = soap.compute([piece])
+    return np.concatenate(
+        [
+            model.features(s, x[piece.species == number]).sum(axis=0)
+            for s, number in enumerate(soap.species)
+        ]
+    )
+
+
+def difference(function, step=1e-4):
+    return (function(step) - function(-step)) / (2.0 * step)
+
+
+def forces_by_hand(soap, piece, model):
+    rows = []
+    for j in range(len(piece.species)):
+        for a in range(3):
+            unit = np.zeros_like(piece.position)
+            unit[j, a] = 1.0
+
+            def moved(step, unit=unit):
+                return energy(soap, replace(piece, position=piece.position + step * unit), model)
+
+            rows.append(-difference(moved))
+    return np.array(rows)
+
+
+def stress_by_hand(soap, piece, model):
+    volume = abs(np.linalg.det(piece.cell))
+    rows = []
+    for a, b in [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]:
+        strain = np.zeros((3, 3))
+        strain[a, b] += 0.5
+        strain[b, a] += 0.5
+
+        def strained(step, strain=strain):
+            return energy(soap, turned(piece, np.eye(3) + step * strain), model)
+
+        rows.append(difference(strained) / volume)
+    return np.array(rows)
+
+
+def close(found, expected, tolerance):
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def crowded(species, seed=3):
+    """A skew cell so small that atoms see images of themselves and several of the others."""
+    piece = random_piece(4, species, seed, density=0.5)
+    near = Surroundings([piece], [np.arange(4)], HYPERS["cutoff"]["radius"], SPECIES)
+    atom = near.neighbours(0, 1).atom
+    assert (np.bincount(atom) > 1).all()
+    assert 0 in atom
+    return piece
+
+
+CASES = {
+    "cell": lambda species: random_piece(6, species, 1),
+    "images": crowded,
+    "molecule": lambda species: random_piece(7, species, 2, OPEN),
+    "slab": lambda species: random_piece(5, species, 4, SLAB, density=0.2),
+}
+
+
+@pytest.mark.parametrize("model", [Linear, Waves])
+@pytest.mark.parametrize("species", SOAPS)
+@pytest.mark.parametrize("case", CASES)
+def test_forces_are_finite_differences(case, species, model):
+    soap, piece = SOAPS[species], CASES[case](species)
+    rows = derivative_rows(soap, piece, model(soap), forces=True, stress=False)
+    assert rows.stress is None
+    close(rows.forces, forces_by_hand(soap, piece, model(soap)), 1e-6)
+
+
+@pytest.mark.parametrize("model", [Linear, Waves])
+@pytest.mark.parametrize("species", SOAPS)
+@pytest.mark.parametrize("case", ["cell", "images"])
+def test_stress_is_a_finite_difference(case, species, model):
+    soap, piece = SOAPS[species], CASES[case](species)
+    rows = derivative_rows(soap, piece, model(soap), forces=False, stress=True)
+    assert rows.forces is None
+    close(rows.stress, stress_by_hand(soap, piece, model(soap)), 1e-6)
+
+
+def test_a_left_handed_cell_has_the_same_stress():
+    piece = CASES["cell"](SPECIES)
+    left = replace(piece, cell=piece.cell[[1, 0, 2]])
+    one, other = (
+        derivative_rows(SOAP, p, Linear(SOAP), forces=False, stress=True) for p in (piece, left)
+    )
+    close(other.stress, one.stress, 1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forces_of_all_atoms_add_up_to_nothing(case):
+    rows = derivative_rows(SOAP, CASES[case](SPECIES), Waves(SOAP), forces=True, stress=False)
+    total = rows.forces.reshape(-1, 3, rows.forces.shape[1]).sum(axis=0)
+    assert np.abs(rows.forces).max() > 0.1
+    assert np.abs(total).max() < 1e-12 * np.abs(rows.forces).max()
+
+
+def test_a_supercell_has_the_rows_of_its_cell():
+    piece = crowded(SPECIES)
+    doubled = replace(
+        piece,
+        position=np.concatenate([piece.position, piece.position + piece.cell[1]]),
+        species=np.tile(piece.species, 2),
+        cell=piece.cell * [[1], [2], [1]],
+    )
+    one, two = (
+        derivative_rows(SOAP, p, Waves(SOAP), forces=True, stress=True) for p in (piece, doubled)
+    )
+    close(two.forces, np.tile(one.forces, (2, 1)), 1e-11)
+    close(two.stress, one.stress, 1e-11)
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (1, 2**14), (2**17, 1), (2**17, 2**14)])
+def test_rows_do_not_depend_on_the_memory_allowed(limits, monkeypatch):
+    piece = random_piece(9, SPECIES, 5)
+
+    def rows():
+        found = derivative_rows(SOAP, piece, Waves(SOAP), forces=True, stress=True)
+        return np.concatenate([found.forces, found.stress])
+
+    whole = rows()
+    monkeypatch.setattr(gradient_batches, "GRADIENT_NBYTES", limits[0])
+    monkeypatch.setattr(gradients, "STRIP_NBYTES", limits[1])
+    batches = list(gradient_batches.gradient_batches(SOAP, piece, forces=True, stress=True))
+    assert 1 < len(batches) <= 9
+    assert (len(batches) == 9) == (limits[0] == 1)
+    cut = rows()
+    close(cut, whole, 1e-12)
+    np.testing.assert_array_equal(rows(), cut)
+
+
+def test_neighbours_searched_run_by_run_give_the_same_rows(monkeypatch):
+    piece = random_piece(9, SPECIES, 5)
+    whole = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+    monkeypatch.setattr(gradient_batches, "BATCH", 4)
+    close(
+        derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False).forces,
+        whole.forces,
+        1e-12,
+    )
+
+
+def test_forces_and_stress_together_are_those_alone():
+    piece = CASES["cell"](SPECIES)
+    both = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=True)
+    forces = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+    stress = derivative_rows(SOAP, piece, Linear(SOAP), forces=False, stress=True)
+    np.testing.assert_array_equal(both.forces, forces.forces)
+    np.testing.assert_array_equal(both.stress, stress.stress)
+
+
+def test_species_that_are_absent_have_rows_of_zeros():
+    piece = CASES["cell"]((6,))
+    rows = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=True)
+    alone = derivative_rows(SOAPS[(6,)], piece, Linear(SOAPS[(6,)]), forces=True, stress=True)
+    block = SOAP.columns_with(6) & ~SOAP.columns_with(1) & ~SOAP.columns_with(8)
+    own = np.concatenate([np.zeros_like(block), block, np.zeros_like(block)])
+    close(rows.forces[:, own], alone.forces, 1e-12)
+    close(rows.stress[:, own], alone.stress, 1e-12)
+    assert not rows.forces[:, ~own].any()
+    assert not rows.stress[:, ~own].any()
+
+
+def test_an_atom_alone_feels_nothing():
+    piece = random_piece(1, SPECIES, 0, OPEN)
+    rows = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+    np.testing.assert_array_equal(rows.forces, np.zeros((3, 3 * SOAP.n_features)))
+
+
+@pytest.mark.parametrize("pbc", [OPEN, SLAB, (True, True, True)])
+def test_only_periodic_structures_have_a_stress(pbc):
+    piece = random_piece(3, SPECIES, 0, pbc)
+    assert has_stress(piece) == all(pbc)
+    if not all(pbc):
+        with pytest.raises(InputError, match=rf"periodic in {sum(pbc)} direction"):
+            derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=True)
+
+
+def test_what_soap_refuses_is_refused():
+    piece = random_piece(3, [14], 1, OPEN)
+    with pytest.raises(InputError, match="14"):
+        derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+
+
+def test_atoms_that_coincide_are_named():
+    piece = random_piece(5, SPECIES, 4)
+    position = piece.position.copy()
+    position[3] = position[1]
+    piece = replace(piece, position=position)
+    with np.errstate(invalid="ignore"), pytest.raises(InputError, match=r"atom 1 are not finite"):
+        derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+    with np.errstate(invalid="ignore"), pytest.raises(InputError, match="strain are not finite"):
+        derivative_rows(SOAP, piece, Linear(SOAP), forces=False, stress=True)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from descriptors_cases import HYPERS, random_piece
+from test_descriptors_gradients import Linear
+from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows
+from dlpr.descriptors.soap import Soap
+
+def read(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+n_atoms, max_angular, calls = map(int, sys.argv[1:])
+radial = {"type": "Gto", "max_radial": max_angular}
+hypers = {**HYPERS, "basis": {**HYPERS["basis"], "max_angular": max_angular, "radial": radial}}
+soap = Soap(hypers, [6])
+model = Linear(soap)
+piece = random_piece(n_atoms, [6], 1, density=0.3)
+for _ in range(20):
+    first = piece if calls > 1 else random_piece(3, [6], 0)
+    derivative_rows(soap, first, model, forces=True, stress=True)
+before = read("VmRSS")
+for _ in range(calls):
+    rows = derivative_rows(soap, piece, model, forces=True, stress=True)
+promised = derivative_nbytes(soap, n_atoms, 60, model.widths, forces=True, stress=True)
+print((read("VmRSS") if calls > 1 else read("VmHWM")) - before, promised, rows.forces.nbytes)
+"""
+
+
+def run_alone(*arguments):
+    folder = str(Path(__file__).parent)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([folder, *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return map(int, done.stdout.split())
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+
+
+@needs_proc
+def test_memory_stays_within_the_promise():
+    used, promised, returned = run_alone(60, 8, 1)
+    assert returned < used <= promised < 4 * used
+
+
+@needs_proc
+def test_calls_leave_no_memory_behind():
+    growth, _, _ = run_alone(24, 1, 50)
+    assert growth < 2**19

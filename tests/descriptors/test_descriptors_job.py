@@ -1,0 +1,96 @@
+import pytest
+from descriptors_cases import HYPERS, LODE, RADIAL
+
+from dlpr.descriptors import KINDS, descriptor
+from dlpr.errors import JobError
+from dlpr.job import Job
+from dlpr.job.job import Descriptor
+
+BASE = {
+    "train": {"files": "a.xyz"},
+    "test": {"film": {"files": "b.xyz"}, "train": "train"},
+    "model": {"linear": {"regularizer": 1e-8}},
+}
+
+
+def job(section, base="/somewhere"):
+    return Job.from_dict({**BASE, "descriptor": section}, base=base)
+
+
+def test_a_job_knows_the_kinds_that_there_are():
+    assert set(Descriptor.model_fields) == set(KINDS)
+
+
+@pytest.mark.parametrize("section", [{"soap": HYPERS}, {"radial": RADIAL}, {"lode": LODE}])
+def test_featomics_sections_go_through(section):
+    for one in (section, {"parts": {"x": section}}):
+        found = job(one).descriptor_of("film")
+        assert found == one
+        assert descriptor(found, [6]).n_features > 0
+
+
+def test_parts_are_written_as_they_are_read():
+    section = {"parts": {"short": {"soap": HYPERS}, "long": {"lode": LODE}}}
+    made = job(section)
+    assert made.resolved()["descriptor"] == section
+    assert Job.from_dict(made.resolved()).descriptor == made.descriptor
+    assert made.descriptor.kind == "parts"
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_files_of_features_are_of_a_set_and_beside_the_job(in_parts):
+    section = {"features": {"train": "a.npy", "film": "/there/b.zarr"}}
+    made = job({"parts": {"own": section}} if in_parts else section)
+
+    def of(name):
+        found = made.descriptor_of(name)
+        return found["parts"]["own"] if in_parts else found
+
+    assert of("train") == {"features": {"file": "/somewhere/a.npy"}}
+    assert of("film") == {"features": {"file": "/there/b.zarr"}}
+
+
+@pytest.mark.parametrize("files", [{"train": "a"}, {"film": "a"}, {"train": "a", "flim": "b"}])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_each_set_has_one_file_of_features(files, in_parts):
+    section = {"features": files}
+    place = r"descriptor\.parts\.own" if in_parts else "descriptor"
+    message = rf"{place}\.features: found files for {', '.join(files)}; needs .*: train, film"
+    with pytest.raises(JobError, match=message):
+        job({"parts": {"own": section}} if in_parts else section)
+
+
+def test_a_call_of_python_has_its_defaults_and_the_jobs_folder():
+    made = job({"python": {"call": "own.module:rows"}})
+    assert Job.from_dict(made.resolved()).descriptor == made.descriptor
+    found = made.descriptor_of("train")
+    assert found == {
+        "python": {
+            "call": "own.module:rows",
+            "options": {},
+            "cutoff": None,
+            "n_features": None,
+            "nbytes_per_atom": 65536,
+            "folder": "/somewhere",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"lod": LODE}, r"descriptor\.lod: unknown key; did you mean `lode`\?"),
+        ({"python": {"cal": "a:b"}}, r"descriptor\.python\.cal: unknown key; did you mean `call`"),
+        ({"python": {"call": "a.b"}}, r"descriptor\.python\.call: .* text such as module:function"),
+        ({"python": {"call": "a:b", "cutoff": -1}}, r"python\.cutoff: found -1; needs a distance"),
+        ({"parts": {"x": {"sopa": {}}}}, r"parts\.x\.sopa: unknown key; did you mean `soap`"),
+        ({"parts": {"x": {"parts": {}}}}, r"parts\.x\.parts: unknown key; .*belongs at"),
+        ({"parts": {}}, r"descriptor\.parts: found .*; needs a mapping of a name"),
+        ({"soap": HYPERS, "lode": LODE}, r"found soap, lode; needs exactly one of: soap, radial"),
+        ({"features": {}}, r"descriptor\.features: .* needs a file for each set"),
+        ({"features": "a.npy"}, r"descriptor\.features: found 'a\.npy'; needs a file for each"),
+    ],
+)
+def test_sections_that_cannot_be_used(section, message):
+    with pytest.raises(JobError, match=message):
+        job(section)
