@@ -135,6 +135,11 @@ class Kernel:
         return mapped
 
     @property
+    def components(self) -> tuple[tuple[str, int, int], ...]:
+        """None: whitening mixes what parts the features have."""
+        return ()
+
+    @property
     def error(self) -> float:
         """Relative error of rigidities that rounding in K_MM leaves, beside that of the factor."""
         return EPS * max(own.condition for own in self.references)

@@ -28,6 +28,10 @@ class FeatureMap(Protocol):
         """Rows (n, widths[species]) of environments of one central species, given as its index."""
 
     @property
+    def components(self) -> tuple[tuple[str, int, int], ...]:
+        """Parts of the columns of every block: name, first column, column behind the last."""
+
+    @property
     def error(self) -> float:
         """Relative error of rigidities that the map brings with it."""
 
@@ -49,10 +53,19 @@ class FeatureMap(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """``phi(x) = x``: linear models (JCTC23 eq. 12-14)."""
+    """``phi(x) = x``: linear models (JCTC23 eq. 12-14).
+
+    Attributes
+    ----------
+    n_features, n_species : int
+    components : tuple of (str, int, int)
+        Name, first column and column behind the last of every part of the features; none where
+        they are of one piece.
+    """
 
     n_features: int
     n_species: int
+    components: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -175,6 +188,12 @@ class Model:
                 stop = self.layout.slice(block).stop
                 scale[stop - self._n_constants : stop] = self.constant
         return scale
+
+    def component(self, name: str) -> list[slice]:
+        """The columns of a part of the features, in every block of the model."""
+        first, last = next((a, b) for known, a, b in self.map.components if known == name)
+        starts = [self.layout.slice(block).start for block in range(self.layout.n_blocks)]
+        return [slice(start + first, start + last) for start in starts]
 
     @property
     def _n_constants(self) -> int:

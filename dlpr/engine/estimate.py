@@ -116,7 +116,7 @@ def estimate(steps: Pipeline) -> Estimate:
         steps.job.numerics.tile_columns,
     )
     tile_columns = steps.job.numerics.tile_columns
-    factor = memory.FactorSize(form, layout, n_rows, tile_columns)
+    factor = memory.FactorSize(form, layout, n_rows, tile_columns, len(calculator.components))
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
     if steps.kinds() != ["energy"]:
         stages.append(_derivatives(steps, calculator, mapping, sizes["train"], sample))

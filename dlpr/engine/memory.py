@@ -173,14 +173,17 @@ class FactorSize:
     layout : Layout
         The model's columns.
     n_rows : int
-        Training structures.
+        Of the loss.
     tile_columns : int
+    n_components : int
+        Parts of every block that have factors of their own as well.
     """
 
     form: str
     layout: Layout
     n_rows: int
     tile_columns: int
+    n_components: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -201,7 +204,9 @@ class FactorSize:
             return 4 * len(widths) * n_columns**2
         blocks = widths if len(widths) > 1 else ()
         if self.form == "rows":
-            return 8 * (1 + len(blocks)) * n_columns * min(self.n_rows, n_columns)
+            n_copies = 1 + len(blocks) + self.n_components * len(widths)
+            return 8 * n_copies * n_columns * min(self.n_rows, n_columns)
+        blocks += widths if self.n_components else ()
         return 8 * (n_columns**2 + sum(width**2 for width in blocks))
 
     @property
@@ -331,8 +336,9 @@ def _factor_size(factor: StageFolder) -> FactorSize:
     sources = sources_of(factor.inputs(), kinds_of(factor.settings["loss"]))
     n_rows = sum(source.n_rows for source in sources.values())
     tile_columns = factor.settings.get("tile_columns", 0)
-    layout = open_model(factor.input("rows"), factor.settings["model"]).folded
-    return FactorSize(form, layout, n_rows, tile_columns)
+    model = open_model(factor.input("rows"), factor.settings["model"])
+    n_components = len(model.map.components)
+    return FactorSize(form, model.folded, n_rows, tile_columns, n_components)
 
 
 def _factorize(folder: StageFolder) -> int:

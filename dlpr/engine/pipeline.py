@@ -271,8 +271,10 @@ class Pipeline:
         features, numerics = self.feature_settings("train"), self.job.numerics
         calculator = open_descriptor(features["descriptor"])
         layout = self.layout()
-        size = memory.FactorSize(form, layout, self.n_rows(), numerics.tile_columns)
-        mapping = memory.MapSize.of(open_map(self.planned_rows()))
+        feature_map = open_map(self.planned_rows())
+        n_rows, n_components = self.n_rows(), len(feature_map.components)
+        size = memory.FactorSize(form, layout, n_rows, numerics.tile_columns, n_components)
+        mapping = memory.MapSize.of(feature_map)
         needs = [size.factorize_nbytes]
         if form != "rows":
             width = numerics.tile_columns if form == "tiles" else layout.n_columns

@@ -88,6 +88,10 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         for block in range(layout.n_blocks):
             of_block = factor.block(layout.slice(block)).to_arrays()
             arrays |= {f"block{block}.{name}": value for name, value in of_block.items()}
+    for name, _, _ in model.map.components:
+        for block, columns in enumerate(model.component(name)):
+            of_part = factor.block(columns).to_arrays()
+            arrays |= {f"{name}{block}.{key}": value for key, value in of_part.items()}
     if facts["is_fitted"]:
         arrays["weights"] = weights
     return folder.write_part(task, arrays), facts
@@ -144,6 +148,8 @@ class Factors:
         Whether every use of a factor reads it from disk.
     weights : (n_columns,) float64 or None
         That fit the targets; None without any.
+    components : dict of str to tuple of Factor
+        For rows that live in one part of the features, in each block.
     isolated : (n_species,) float64
         Energies of isolated atoms that stand beside them.
     """
@@ -156,6 +162,7 @@ class Factors:
         self.is_tiled = folder.stage == "cholesky"
         self.whole: Factor
         self.blocks: tuple[Factor, ...]
+        self.components: dict[str, tuple[Factor, ...]]
         arrays = folder.read_part(folder.n_tasks - 1)
         self.weights = arrays.get("weights")
         self.isolated = isolated_energies(folder)
@@ -163,11 +170,22 @@ class Factors:
             by_block = [tiled_factor(folder, block) for block in range(layout.n_blocks)]
             self.whole = by_block[-1]
             self.blocks = tuple(f.block(layout.slice(b)) for b, f in enumerate(by_block))
+            self.components = {
+                name: tuple(
+                    factor.block(columns)
+                    for factor, columns in zip(by_block, self.model.component(name), strict=True)
+                )
+                for name, _, _ in self.model.map.components
+            }
         else:
             self.whole = _pick(arrays, "whole")
             self.blocks = (self.whole,)
             if layout.n_blocks > 1:
                 self.blocks = tuple(_pick(arrays, f"block{b}") for b in range(layout.n_blocks))
+            self.components = {
+                name: tuple(_pick(arrays, f"{name}{b}") for b in range(layout.n_blocks))
+                for name, _, _ in self.model.map.components
+            }
 
 
 def factor_facts(folder: StageFolder) -> Json:

@@ -14,7 +14,10 @@ def open_map(rows: StageFolder) -> FeatureMap:
     if "references" in rows.plan["inputs"]:
         return open_kernel(rows.input("references"))
     calculator = open_descriptor(rows.settings["features"]["descriptor"])
-    return Identity(calculator.n_features, len(calculator.species))
+    found = calculator.components
+    parts = [(name, columns.start, columns.stop) for name, columns in found.items()]
+    components = tuple(parts) if len(parts) > 1 else ()
+    return Identity(calculator.n_features, len(calculator.species), components)
 
 
 def open_model(rows: StageFolder, model: Json, constant: float = 0.0) -> Model:

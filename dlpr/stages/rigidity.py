@@ -34,9 +34,9 @@ the training set has them."""
 
 
 def arrays_of(folder: StageFolder) -> dict[str, type[np.generic]]:
-    """What a finished stage says of every environment."""
+    """What a finished stage says of every environment: of parts of the features, their LCPR."""
     found = folder.receipts()[0].facts["arrays"]
-    return {name: dtype for name, dtype in ARRAYS.items() if name in found}
+    return {name: ARRAYS.get(name, np.float64) for name in found}
 
 
 def plan(
@@ -128,12 +128,16 @@ class _Environments:
     ) -> dict[str, NDArray[Any]]:
         species = self.source.environment_species(start, stop)
         square, lpr = np.empty(stop - start), np.empty(stop - start)
+        parts = {name: np.empty(stop - start) for name in self.factors.components}
         residual, energy = None, self.factors.isolated[species]
         unlike = np.zeros(stop - start, bool)
         for number, which, own in mapped:
             block, rows = self.model.placed(number, own)
             square[which] = square_norm(rows)
             lpr[which] = self.factors.blocks[block].rigidity(rows)
+            for name, first, last in self.model.map.components:
+                factor = self.factors.components[name][block]
+                parts[name][which] = factor.rigidity(rows[:, first:last])
             if self.factors.weights is not None:
                 energy[which] += rows @ self.factors.weights[self.model.layout.slice(block)]
             left = self.model.map.residual(features[which], own)
@@ -152,6 +156,7 @@ class _Environments:
             "environment_prior_ratio": prior_ratio(lpr, square, self.factors.mu),
             "environment_unseen": unseen,
         }
+        arrays |= {f"environment_lpr_{name}": values for name, values in parts.items()}
         if residual is not None:
             arrays["environment_residual"] = residual
         if self.factors.weights is not None:
@@ -209,6 +214,11 @@ def structure_arrays(
     count, factors = environments.source.count(structures), environments.factors
     rows, factor = environments.model.structures(sums, count)
     found = {"structure_pr": factors.whole.rigidity(rows)}
+    for name in factors.components:
+        masked = np.zeros_like(rows)
+        for columns in environments.model.component(name):
+            masked[:, columns] = rows[:, columns]
+        found[f"structure_pr_{name}"] = factors.whole.rigidity(masked)
     if factors.weights is not None:
         found["structure_energy"] = rows @ factors.weights / factor + count @ factors.isolated
     return found
@@ -219,7 +229,8 @@ def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
     environments = _Environments(folder, source)
     store = source.structures
-    names = ["structure_pr"]
+    parts = environments.factors.components
+    names = ["structure_pr", *(f"structure_pr_{name}" for name in parts)]
     if environments.factors.weights is not None:
         names.append("structure_energy")
     arrays = {name: np.empty(store.n_structures) for name in names}

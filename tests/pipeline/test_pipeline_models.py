@@ -24,6 +24,8 @@ MU = 1e-3
 STEP = 1e-4
 KERNEL = {"regularizer": MU, "references": {"count": 5}}
 LINEAR = {"regularizer": MU, "scale": "none"}
+FORMS = [("cholesky", 5), ("cholesky", 4096), ("qr", 4096), ("dual", 4096)]
+"""Solver and tile columns: tiles, and the three forms of one piece."""
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -208,8 +210,7 @@ def test_forces_and_stresses(data: Path, kind: str, loss: dict[str, Any]) -> Non
     Plain(chosen(found, data) if kind == "kernel" else None).check(found, data, flat, rtol=2e-5)
 
 
-@pytest.mark.parametrize("solver", ["cholesky", "qr", "dual"])
-@pytest.mark.parametrize("tile_columns", [5, 4096])
+@pytest.mark.parametrize(("solver", "tile_columns"), FORMS)
 def test_composition_has_weights_with_a_regularizer_of_their_own(
     data: Path, solver: str, tile_columns: int
 ) -> None:
@@ -235,8 +236,7 @@ def test_a_baseline_and_weights_are_changed_without_a_pass_over_the_data(data: P
         assert found.tasks["factor of the hessian"] == 1
 
 
-@pytest.mark.parametrize("solver", ["cholesky", "qr", "dual"])
-@pytest.mark.parametrize("tile_columns", [5, 4096])
+@pytest.mark.parametrize(("solver", "tile_columns"), FORMS)
 def test_isolated_atoms_are_taken_off_the_energies(
     data: Path, solver: str, tile_columns: int
 ) -> None:
@@ -331,6 +331,49 @@ def test_energies_that_some_structures_lack(tmp_path: Path) -> None:
     assert none.facts["n_rows"] == 8
     assert "environment_energy" in some.sets["test"]
     assert "environment_energy" not in none.sets["test"]
+
+
+@pytest.mark.parametrize(("solver", "tile_columns"), FORMS)
+def test_parts_of_the_features_have_rigidities_of_their_own(
+    data: Path, solver: str, tile_columns: int
+) -> None:
+    """Every row set to 0 outside the part, against the full Hessian (FD24 sec. 5)."""
+    wide = {**TINY, "cutoff": {**TINY["cutoff"], "radius": 4.5}}
+    parts = {"long": {"soap": wide}, "short": {"soap": dict(TINY)}}
+    found = done(
+        data,
+        f"parts-{solver}-{tile_columns}",
+        descriptor={"parts": parts},
+        model={"linear": {**LINEAR, "baseline": {"composition": {"regularizer": 0.1}}}},
+        solver=solver,
+        numerics={"tile_columns": tile_columns},
+    )
+    constant = np.sqrt(MU / 0.1)
+
+    def phi(frames: list[Atoms]) -> Array:
+        number = np.concatenate([atoms.numbers for atoms in frames])
+        long, short = (full_features(frames, SPECIES, hypers) for hypers in (wide, TINY))
+        one = np.hstack([long, short, np.full((len(long), 1), constant)])
+        return np.hstack([one * (number == z)[:, None] for z in SPECIES])
+
+    def mean(frames: list[Atoms], rows: Array) -> Array:
+        edges = np.cumsum([0, *map(len, frames)])
+        return np.array([rows[a:b].mean(axis=0) for a, b in pairwise(edges)])
+
+    train, test = load(data, "train"), load(data, "test")
+    rows = mean(train, phi(train))
+    n = rows.shape[1]
+    triangle = qr(np.vstack([rows, np.sqrt(MU) * np.eye(n)]), mode="r")[0][:n]
+    width = (n // 2 - 1) // 2
+    for name, start in (("long", 0), ("short", width)):
+        own = np.arange(n) % (n // 2)
+        masked = phi(test) * ((own >= start) & (own < start + width))
+        for array, part in (
+            (f"environment_lpr_{name}", masked),
+            (f"structure_pr_{name}", mean(test, masked)),
+        ):
+            expected = 1 / np.square(solve_triangular(triangle, part.T, trans="T")).sum(axis=0)
+            np.testing.assert_allclose(found.sets["test"][array], expected, rtol=1e-7)
 
 
 def test_labels_that_nobody_has_are_refused(tmp_path: Path) -> None:
