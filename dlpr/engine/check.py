@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dlpr.descriptors import Soap, descriptor
-from dlpr.errors import JobError
+from dlpr.errors import InputError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import ingest as ingest_stage
+from dlpr.store.folder import StageFolder
 from dlpr.structures.selection import Where
 
 
@@ -58,3 +59,18 @@ def _check_derivatives(job: Job) -> None:
             "model.kernel.references.files needs a descriptor that is computed from atoms; this "
             "job's features come from files. Take references of the training set: count, indices."
         )
+
+
+def check_labels(structures: StageFolder, kinds: list[str]) -> None:
+    """Refuse a loss of derivatives that no structure of the training set has.
+
+    Raises
+    ------
+    InputError
+    """
+    for kind in kinds:
+        if not any(receipt.facts["labels"][kind] for receipt in structures.receipts()):
+            raise InputError(
+                f"the loss has {kind}, but no structure of the training set has any. Name them in "
+                f"train.keys, or remove loss.{kind} from the job file."
+            )

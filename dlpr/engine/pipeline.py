@@ -13,6 +13,7 @@ from dlpr.core.kernel import CUT
 from dlpr.core.rows import Layout
 from dlpr.descriptors import check_sets, descriptor
 from dlpr.engine import memory
+from dlpr.engine.check import check_labels
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, NumericsError
 from dlpr.job import Job, SetSpec
@@ -73,6 +74,8 @@ class Pipeline:
             structures = self.workspace.finish(f"structures of {name}", plan)
             ingest_stage.drop_scratch(index)
             ingest_stage.check_selection(structures, name)
+            if name == "train":
+                check_labels(structures, [kind for kind in self.kinds() if kind != "energy"])
             return structures
 
         return self._once("ingest", self.set_spec(name).model_dump_json(), make)

@@ -203,7 +203,8 @@ def open_derivatives(folder: StageFolder, kind: str) -> DerivativeStore:
     store = _open(str(folder.path), folder.output_digest(), kind)
     if not store.n_rows:
         raise InputError(
-            f"the loss has {kind}, but no structure of the training set has any that can be used. "
-            f"Name them in train.keys, or remove loss.{kind} from the job file."
+            f"the loss has {kind}, but no structure of the training set has any that can be used: "
+            f"a stress needs a cell that is periodic in three directions. Remove loss.{kind} from "
+            f"the job file."
         )
     return store
