@@ -12,11 +12,9 @@ from typing import Any
 
 from dlpr.clusters import queue
 from dlpr.clusters.config import DASK_CONFIG
-from dlpr.clusters.registry import NUMBERS
 from dlpr.clusters.script import Ask, worker_arguments
 from dlpr.engine.starter import Fate
-from dlpr.errors import ClusterError, DlprError
-from dlpr.store.files import write_json
+from dlpr.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +22,9 @@ PERIOD = 2.0
 """Seconds between two looks at the jobs."""
 STILLBORN = 3
 """Jobs in a row, or as many as are wanted, that end without a worker before no more are tried."""
-
-
+LOST = 120.0
+"""Seconds for which a job may run on without the worker that it had: a nanny starts it anew in
+less; the node has vanished, which SLURM takes minutes to believe."""
 BIRTHS = 4096
 """Workers whose jobs are remembered."""
 
@@ -68,6 +67,7 @@ class Crew:
         self.births: dict[str, str] = {}
         self._wanted = found.spec.jobs
         self._steps = found.spec.within == "allocation"
+        self._alone: dict[str, float] = {}
         self._stillborn = 0
         self._refusal = self._last_words = ""
         self._stop = threading.Event()
@@ -132,16 +132,18 @@ class Crew:
                 if born[name] not in self.births:
                     self._stillborn = 0
                 self.births[born[name]] = job.job_id
+                self._alone.pop(job.job_id, None)
             elif not job.is_alive(states):
                 del self.cluster.workers[name]
                 await asyncio.to_thread(self._lost, job.job_id, states.get(job.job_id or ""))
+            elif self._is_deserted(job.job_id, states):
+                await asyncio.to_thread(queue.cancel, [job.job_id])
+                self.cluster.workers.pop(name, None)
         for address in list(self.births)[:-BIRTHS]:
             del self.births[address]
         await self._shrink(born)
         if self._stillborn < max(STILLBORN, self._wanted):
             self.cluster.scale(self._wanted)
-        with suppress(DlprError):
-            write_json(self.folder / NUMBERS, self._numbers())
 
     async def _shrink(self, born: dict[str, str]) -> None:
         """Have the workers that are too many leave before their jobs are cancelled."""
@@ -152,6 +154,14 @@ class Crew:
             await self.cluster.scheduler.retire_workers(names=leaving)
         for name in extra:
             del self.cluster.worker_spec[name]
+
+    def _is_deserted(self, number: str, states: dict[str, queue.QueueJob]) -> bool:
+        """Whether a job has long run on without the worker that it had."""
+        job = states.get(number)
+        if job is None or job.state != "RUNNING" or number not in self.births.values():
+            self._alone.pop(number, None)
+            return False
+        return time.monotonic() - self._alone.setdefault(number, time.monotonic()) > LOST
 
     def _states(self, numbers: list[str]) -> dict[str, queue.QueueJob]:
         return {} if self._steps else queue.jobs(numbers)
@@ -180,9 +190,18 @@ class Crew:
         return list(self._states(self._numbers()).values())
 
     def explain(self) -> str:
-        """Why there are no workers: each reason of SLURM once, and what to try."""
+        """Why there are no workers: each reason of SLURM once, a log, and what to try."""
         try:
-            lines = queue.reasons(self.jobs())
+            found = self.jobs()
+            lines = queue.reasons(found)
+            running = {job.number: job.node for job in found if job.state == "RUNNING"}
+            if self._steps:
+                running = dict.fromkeys(self._numbers(), "")
+                lines = [f"{len(running)} step(s) of this allocation"]
+            if running and not self.cluster.scheduler.workers:
+                first = next(iter(running))
+                lines += queue.troubles(running.values())
+                lines += [f"log of {first}: {self._log(first) or 'empty as yet'}"]
         except ClusterError as error:
             return str(error)
         if self._last_words:
@@ -202,7 +221,7 @@ class Crew:
     def fate(self, address: str) -> Fate:
         """What became of the worker that was at an address."""
         number = self.births.get(address)
-        return queue.fate_of(number, self._log(number)) if number and not self._steps else ""
+        return queue.fate_of(number, self._log(number)) if number else ""
 
     def close(self) -> None:
         """Cancel the jobs and end the scheduler."""

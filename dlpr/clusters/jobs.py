@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from distributed.core import Status
 from distributed.deploy.cluster import Cluster
 
 from dlpr.clusters import queue
+from dlpr.clusters.registry import NUMBERS
 
 _Job: Any = slurm.SLURMJob
 _Cluster: Any = slurm.SLURMCluster
@@ -54,6 +56,8 @@ class WorkerJob(_Job):  # type: ignore[misc]
             self.status = Status.failed
             type(self).refused(queue.said(str(error).partition("stderr:")[2] or str(error)))
             raise
+        with (self.folder / NUMBERS).open("a") as file:
+            file.write(f"{self.job_id}\n")
 
     async def close(self) -> None:
         """Cancel it."""
@@ -70,21 +74,23 @@ class WorkerStep(_Job):  # type: ignore[misc]
     """A worker in a step of the job that this process is in."""
 
     folder: Path
+    numbers = itertools.count()
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start the step."""
+        """Start the step; its log has srun's words too."""
         script = self.folder / f"{self.name}.sh"
         script.write_text(self.job_script())
-        self.process = await asyncio.create_subprocess_exec(
-            *("srun", "--nodes=1", "--ntasks=1", "--exact", "--job-name", str(self.name)),
-            *(f"--cpus-per-task={self.worker_cores}", f"--mem={self.job_memory}"),
-            f"--error={self.folder}/logs/{self.name}.err",
-            *("bash", str(script)),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        self.job_id = f"step-{self.process.pid}"
+        self.job_id = f"step-{next(self.numbers)}"
+        with (self.folder / "logs" / f"{self.job_name}-{self.job_id}.err").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *("srun", "--nodes=1", "--ntasks=1", "--exact", "--job-name", str(self.name)),
+                *(f"--cpus-per-task={self.worker_cores}", f"--mem={self.job_memory}"),
+                *("bash", str(script)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+            )
         self.status = Status.running
 
     @property

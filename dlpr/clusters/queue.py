@@ -40,7 +40,10 @@ _ADVICE = {
     "AssocGrpCpuLimit": "your account's share is in use: wait, or use another `account`",
     "PartitionConfig": "the partition has no such nodes: lower `jobs`, `cores` or `memory`",
     "BeginTime": "SLURM puts requeued jobs off for some minutes: wait",
+    "Nodes required for job are DOWN": "nodes are down or drained (`sinfo -R` says why): wait",
 }
+_TROUBLE = ("down", "drain", "fail", "error", "reboot")
+"""How states of nodes begin that do no work."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _listing(tick: int) -> str:
 
 
 def reasons(found: Iterable[QueueJob]) -> list[str]:
-    """Why jobs wait: each reason once, with how many and what to try."""
+    """Why jobs have no worker: each reason once, with how many and what to try."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for job in found:
         if job.is_alive:
@@ -159,6 +162,22 @@ def reasons(found: Iterable[QueueJob]) -> list[str]:
         + (f": {advice}" if advice else "")
         for (state, reason, advice), numbers in alike.items()
     ]
+
+
+def troubles(names: Iterable[str]) -> list[str]:
+    """What SLURM says of those nodes that do not answer or do no work; its * is the former."""
+    wanted = ",".join(sorted({name for name in names if name}))
+    if not wanted:
+        return []
+    said = call(["sinfo", "--noheader", "--Node", "--format=%N|%T|%E", f"--nodes={wanted}"])
+    found = []
+    for line in sorted(set(said.splitlines())):  # a node is listed once per partition
+        node, state, reason = (line.strip().split("|", 2) + [""] * 3)[:3]
+        silent = state.endswith("*")
+        if silent or state.startswith(_TROUBLE):
+            why = "not responding" if silent and reason in ("", "none") else reason
+            found.append(f"node {node} is {state} ({why})")
+    return found
 
 
 def submit(script: Path) -> str:

@@ -24,8 +24,8 @@ from dlpr.store.files import Json, look_again, read_json, write_json
 from dlpr.store.lease import Lease
 
 VARIABLE = "DLPR_CLUSTERS"
-NUMBERS = "numbers.json"
-"""All worker jobs, for whoever has to end them in the scheduler's place."""
+NUMBERS = "numbers.txt"
+"""All worker jobs ever submitted, for whoever has to end them in the scheduler's place."""
 RUN = "run-"
 """How the names of clusters begin that live and die with a run."""
 VALID = timedelta(days=30)
@@ -239,9 +239,9 @@ def create(folder: ClusterFolder, cluster: Cluster, valid: timedelta = VALID) ->
 
 def end_jobs(folder: ClusterFolder) -> None:
     """Cancel the worker jobs that a dead scheduler has left."""
-    numbers = read_json(folder.path / NUMBERS)
-    if isinstance(numbers, list):
-        queue.cancel([str(number) for number in numbers])
+    with suppress(FileNotFoundError):
+        found = queue.jobs((folder.path / NUMBERS).read_text().split())
+        queue.cancel([number for number, job in found.items() if job.is_alive])
 
 
 def reap() -> None:

@@ -213,7 +213,8 @@ def scheduler_script(found: Ask, folder: Path, name: str) -> str:
     else:
         asks |= {"--ntasks": "1", "--cpus-per-task": "1", "--mem": f"{place.memory // MIB}M"}
     lines = [f"#SBATCH {key}={value}" for key, value in asks.items() if value]
-    shared = _worker_directives(spec) if spec.within == "allocation" else []
+    # A node that is lost takes its own workers along, not the job.
+    shared = ["--no-kill", *_worker_directives(spec)] if spec.within == "allocation" else []
     lines += [f"#SBATCH {line}" for line in [*shared, *_logs(folder), *place.directives]]
     command = f"exec {found.host_python} -m dlpr cluster serve {shlex.quote(str(folder))}"
     prologue = _prologue(spec, folder, own_kernel(spec))

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from dlpr.clusters import queue
 from dlpr.clusters.config import DASHBOARD, worker_environment
+from dlpr.clusters.credentials import make_credentials
 from dlpr.clusters.crew import Crew
 from dlpr.clusters.local import LocalStarter
-from dlpr.clusters.registry import ClusterFolder, end_jobs
+from dlpr.clusters.registry import VALID, ClusterFolder, end_jobs
 from dlpr.clusters.script import ask
 from dlpr.core.blas import blas_kernel
 from dlpr.engine.probe import versions
@@ -104,6 +105,7 @@ def serve(folder: ClusterFolder) -> None:
     lease.acquire()
     with lease.held(), soft_stops():
         try:
+            _begin_anew(folder)
             _serve(folder, lease)
             folder.say("state", {"explanation": "it was stopped, or idle for long"})
         except ClusterError as error:
@@ -111,6 +113,13 @@ def serve(folder: ClusterFolder) -> None:
             raise
         finally:
             shutil.rmtree(folder.tls, ignore_errors=True)
+
+
+def _begin_anew(folder: ClusterFolder) -> None:
+    """Where SLURM has queued a scheduler's job again: no old workers, and new credentials."""
+    end_jobs(folder)
+    if not folder.tls.exists():
+        make_credentials(folder.tls, VALID)
 
 
 def _serve(folder: ClusterFolder, lease: Lease) -> None:

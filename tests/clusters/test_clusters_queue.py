@@ -79,6 +79,17 @@ def test_what_ended_a_job(state: str | None, log: str, fate: str) -> None:
     assert queue.fate(job, log) == fate
 
 
+def test_nodes_that_do_not_answer_are_named(tools: Path) -> None:
+    assert queue.troubles(["", ""]) == []
+    lines = ("n1|mixed*|none", "n1|mixed*|none", "n2|down*|Not responding", "n3|idle|none")
+    said = " ".join(f"'{line}'" for line in lines)
+    command(tools, "sinfo", f"printf '%s\\n' {said}")
+    assert queue.troubles(["n1", "n2", "n3"]) == [
+        "node n1 is mixed* (not responding)",
+        "node n2 is down* (Not responding)",
+    ]
+
+
 def test_ends_of_logs(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert queue.tail(path) == ""

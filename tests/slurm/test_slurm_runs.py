@@ -76,15 +76,15 @@ def test_workers_reach_the_end_of_their_walltime(desk: Desk) -> None:
 
 
 def test_a_drained_node_is_explained_and_waited_for(desk: Desk) -> None:
-    node = slurm("sinfo", "-h", "-N", "-o", "%N").split()[0]
-    slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    nodes = ",".join(slurm("sinfo", "-h", "-N", "-p", "debug", "-o", "%N").split())
+    slurm("scontrol", "update", f"nodename={nodes}", "state=drain", "reason=test")
     try:
         desk.said("cluster", "start", "drained", "-p", "dev")
         state = until(lambda: _explained(desk, "drained"))
         assert "PENDING" in state
         assert desk.worker_jobs() == []
     finally:
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        slurm("scontrol", "update", f"nodename={nodes}", "state=resume")
     desk.said("run", desk.job("drained"), "--cluster", "drained")
     desk.check("drained")
 
