@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dlpr.exports import export
     from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
     from dlpr.job import Job, load_job
+    from dlpr.regularizers import scan
+    from dlpr.uncertainty import calibrate
 
 __all__ = [
     "DlprError",
@@ -31,6 +33,7 @@ __all__ = [
     "Result",
     "Rigidities",
     "Structures",
+    "calibrate",
     "componentwise_prediction_rigidity",
     "connect",
     "export",
@@ -41,14 +44,17 @@ __all__ = [
     "local_prediction_rigidity",
     "rigidity",
     "run",
+    "scan",
     "work",
 ]
 __version__ = _version("dlpr")
 
 _PLACES = {
     "DlprError": "dlpr.errors",
+    "calibrate": "dlpr.uncertainty",
     "connect": "dlpr.clusters.connect",
     "export": "dlpr.exports",
+    "scan": "dlpr.regularizers",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
     **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),
     **dict.fromkeys(("Features", "Hessian", "Result", "Rigidities", "Structures"), "dlpr.handles"),
