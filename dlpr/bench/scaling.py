@@ -20,8 +20,8 @@ from dlpr.bench.report import HOURS
 from dlpr.core.rows import Layout
 from dlpr.core.tiles import Tiling
 from dlpr.engine import memory
+from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.estimate import PARSED_ATOMS
-from dlpr.engine.pipeline import default_block, default_task
 from dlpr.job import Numerics
 from dlpr.stages.fold import cut, form_of, run_rows
 from dlpr.stages.ingest import TASK_ATOMS

@@ -194,6 +194,11 @@ class Kernel:
             slope *= (self.zeta * _power(points @ references.T, self.zeta - 1))[place]
         return slope
 
+    @property
+    def is_sparse(self) -> bool:
+        """References do not see all of an environment."""
+        return True
+
     def residual(self, features: FloatArray, mapped: FloatArray) -> FloatArray:
         """Nystroem residual ``k(x, x) - |phi~|^2``: prior variance that the sparse model lacks.
 

@@ -47,8 +47,12 @@ class FeatureMap(Protocol):
     def finish(self, species: int, sums: FloatArray) -> FloatArray:
         """Sums of derivatives in the columns of the rows, (n, widths[species])."""
 
-    def residual(self, features: FloatArray, mapped: FloatArray) -> FloatArray | None:
-        """Prior variance (n,) that the rows do not have, in that of the weights; None: none."""
+    @property
+    def is_sparse(self) -> bool:
+        """Whether rows have less variance than the prior gives an environment."""
+
+    def residual(self, features: FloatArray, mapped: FloatArray) -> FloatArray:
+        """What they lack of it (n,), in the prior variance of the weights."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,14 @@ class Identity:
         """Sums as they are."""
         return sums
 
-    def residual(self, features: FloatArray, mapped: FloatArray) -> None:
+    @property
+    def is_sparse(self) -> bool:
+        """Rows are all that there is."""
+        return False
+
+    def residual(self, features: FloatArray, mapped: FloatArray) -> FloatArray:
         """Nothing is left."""
+        return np.zeros(len(features))
 
 
 @dataclass(frozen=True)

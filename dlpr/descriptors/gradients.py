@@ -36,8 +36,8 @@ class Tangent(Protocol):
     """A feature map x -> phi, seen from its derivative."""
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Columns of the model's block of each central species."""
+    def raw_widths(self) -> tuple[int, ...]:
+        """Columns of the derivatives of each central species."""
 
     def derivative(
         self, species: int, features: FloatArray, tangent: FloatArray, centre: IntArray
@@ -58,7 +58,7 @@ class Tangent(Protocol):
         Returns
         -------
         ndarray
-            (n, widths[species])
+            (n, raw_widths[species])
         """
 
 
@@ -154,7 +154,7 @@ def derivative_nbytes(
     n_neighbours
         Largest number of neighbours within the cutoff.
     widths
-        As `Tangent.widths`.
+        As `Tangent.raw_widths`.
     forces, stress
         The rows wanted.
 
@@ -179,7 +179,7 @@ class _Sums:
         self, soap: Soap, tangent: Tangent, n_atoms: int, *, forces: bool, stress: bool
     ) -> None:
         self._soap, self._tangent = soap, tangent
-        self._stop = np.cumsum(tangent.widths).tolist()
+        self._stop = np.cumsum(tangent.raw_widths).tolist()
         self._forces = np.zeros((n_atoms, 3, self._stop[-1])) if forces else None
         self._virial = np.zeros((6, self._stop[-1])) if stress else None
         names = [soap.columns[name].astype(np.int32) for name in ("l", "n_1", "n_2")]
@@ -277,7 +277,7 @@ class _Sums:
 
     def _own(self, species: int) -> slice:
         """Columns of the model's block of a central species."""
-        return slice(self._stop[species] - self._tangent.widths[species], self._stop[species])
+        return slice(self._stop[species] - self._tangent.raw_widths[species], self._stop[species])
 
     def _contract(
         self, species: int, features: FloatArray, row: IntArray, parts: Sequence[_Part]
@@ -301,7 +301,7 @@ class _Sums:
             Some entries, and their derivatives (n, n_directions, width).
         """
         n_directions = parts[0].gradient.shape[1]
-        width, n_features = self._tangent.widths[species], self._soap.n_features
+        width, n_features = self._tangent.raw_widths[species], self._soap.n_features
         step = max(1, STRIP_NBYTES // (8 * n_directions * (n_features + width)))
         for start in range(0, len(row), step):
             strip = slice(start, min(start + step, len(row)))

@@ -6,6 +6,7 @@ from dlpr.descriptors import Soap, descriptor
 from dlpr.errors import InputError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import ingest as ingest_stage
+from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.selection import Where
 
@@ -38,8 +39,8 @@ def check_job(job: Job) -> None:
     _check_derivatives(job)
     if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
         raise JobError(
-            "solver: cholesky needs a regularizer above 0, model.linear.regularizer is 0. Correct "
-            "one of them in the job file; solver: auto, qr and eigh work with 0."
+            f"solver: cholesky needs a regularizer above 0, model.{job.model.kind}.regularizer is "
+            f"0. Correct one of them in the job file; solver: auto, qr and eigh work with 0."
         )
 
 
@@ -61,16 +62,48 @@ def _check_derivatives(job: Job) -> None:
         )
 
 
-def check_labels(structures: StageFolder, kinds: list[str]) -> None:
-    """Refuse a loss of derivatives that no structure of the training set has.
+def check_training_set(job: Job, structures: StageFolder) -> None:
+    """Refuse what a job says of the training set and this has not.
 
     Raises
     ------
     InputError
+        If the loss has forces or stresses that no structure has.
+    JobError
+        For a group, or a species, that the training set lacks, and one that the job lacks.
     """
-    for kind in kinds:
-        if not any(receipt.facts["labels"][kind] for receipt in structures.receipts()):
+    store = open_structures(structures)
+    for kind in ("forces", "stress"):
+        labelled = any(receipt.facts["labels"][kind] for receipt in structures.receipts())
+        if getattr(job.loss, kind) > 0.0 and not labelled:
             raise InputError(
                 f"the loss has {kind}, but no structure of the training set has any. Name them in "
                 f"train.keys, or remove loss.{kind} from the job file."
             )
+    for group in job.loss.groups:
+        if group not in store.group_names:
+            raise JobError(
+                f"loss.groups has {group!r}; the groups of the training set are "
+                f"{', '.join(store.group_names)} (train.group_by: {job.train.group_by})."
+            )
+    model, symbols = job.model.spec, store.symbols.split()
+    named = {"isolated": model.baseline.isolated, "count": _counts(job)}
+    for place, given in named.items():
+        for symbol in given or ():
+            if symbol not in symbols:
+                raise JobError(
+                    f"{place} has {symbol}, of which the training set has no atom; it has "
+                    f"{store.symbols}. Correct model.{job.model.kind} in the job file."
+                )
+        for symbol in symbols:
+            if given and symbol not in given:
+                raise JobError(
+                    f"{place} lacks {symbol}, which the training set has; add it to "
+                    f"model.{job.model.kind} in the job file."
+                )
+
+
+def _counts(job: Job) -> dict[str, int] | None:
+    """Numbers of references that are given by species."""
+    count = job.model.kernel.references.count if job.model.kernel else None
+    return count if isinstance(count, dict) else None

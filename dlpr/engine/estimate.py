@@ -14,8 +14,9 @@ from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, Soap, descriptor
 from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
 from dlpr.engine import memory
+from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.executors import Note
-from dlpr.engine.pipeline import Pipeline, default_block, default_task
+from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
 from dlpr.engine.workspace import Workspace
@@ -118,6 +119,8 @@ def estimate(steps: Pipeline) -> Estimate:
     tile_columns = steps.job.numerics.tile_columns
     factor = memory.FactorSize(form, layout, n_rows, tile_columns, len(calculator.components))
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
+    if mapping.n_references:
+        stages.append(_references(steps, calculator, mapping, sizes["train"]))
     if steps.kinds() != ["energy"]:
         stages.append(_derivatives(steps, calculator, mapping, sizes["train"], sample))
     for name in sizes if steps.job.store_test_features else ():
@@ -132,6 +135,20 @@ def estimate(steps: Pipeline) -> Estimate:
     n_tests = len(steps.job.test)
     stages.append(StageEstimate("result", n_tests, 40 * n_tests, 18 * total, nbytes, 0.0))
     return Estimate(sizes, layout, stages, tuple(species))
+
+
+def _references(
+    steps: Pipeline, calculator: Descriptor, mapping: memory.MapSize, size: SetSize
+) -> StageEstimate:
+    """References chosen among the training set: as many products as there are picks, and K_MM."""
+    block, task, _ = _blocks(steps, calculator, size)
+    d, counts = calculator.n_features, [mapping.widest] * len(calculator.species)
+    peak = memory.references_nbytes(
+        calculator, block, task, size.crowd, size.n_environments, counts
+    )
+    flops = 2 * size.n_environments * d * mapping.widest + 30 * len(counts) * mapping.widest**3
+    nbytes = 8 * mapping.n_references * (d + mapping.widest)
+    return StageEstimate("references", 1, 6, nbytes, peak, flops / FLOPS / 3600)
 
 
 def _derivatives(

@@ -5,18 +5,17 @@ Constants are measured upper bounds (Linux, Python 3.11 to 3.13, NumPy 2, featom
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
-from dlpr.core.kernel import Kernel
 from dlpr.core.models import FeatureMap
 from dlpr.core.rows import Layout
 from dlpr.core.substitution import LEAF, PART_ROWS
 from dlpr.descriptors import Descriptor, Soap
-from dlpr.descriptors.gradients import derivative_nbytes
+from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
@@ -126,15 +125,16 @@ class MapSize:
     def of(cls, mapping: FeatureMap) -> MapSize:
         """That of a feature map at hand."""
         widest = max((*mapping.widths, *mapping.raw_widths))
-        is_kernel = isinstance(mapping, Kernel)
-        return cls(sum(mapping.widths), widest, sum(mapping.raw_widths) if is_kernel else 0)
+        n_references = sum(mapping.raw_widths) if mapping.is_sparse else 0
+        return cls(sum(mapping.widths), widest, n_references)
 
     def nbytes(self, n_features: int, block: int) -> int:
         """References, and a block of environments on its way through them."""
         if not self.n_references:
             return 0
         held = self.n_references * (n_features + self.widest)
-        return 8 * (held + block * (n_features + self.widest) + 3 * KERNEL_ROWS * self.widest)
+        strips = KERNEL_ROWS * (3 * self.widest + 2 * n_features)
+        return 8 * (held + block * (n_features + self.widest) + strips)
 
 
 def rows_nbytes(
@@ -146,13 +146,21 @@ def rows_nbytes(
 
 
 def references_nbytes(
-    calculator: Descriptor, block: int, task: int, crowd: Crowd, n_environments: int, count: int
+    calculator: Descriptor,
+    block: int,
+    task: int,
+    crowd: Crowd,
+    n_environments: int,
+    counts: Sequence[int],
 ) -> int:
-    """Features of some tasks, distances or scores of all, and K_MM with its eigenvectors."""
-    held = (REFERENCE_BLOCKS + 2) * task * calculator.n_features
-    return block_nbytes(calculator, block, crowd) + 8 * (
-        held + 6 * n_environments + 6 * count**2 + 2 * count * calculator.n_features
-    )
+    """Features of some tasks, distances or scores of all, and K_MM with its eigenvectors.
+
+    Scores need a Gram matrix of the features. ``counts`` are the references of each species.
+    """
+    d, most = calculator.n_features, max(counts)
+    held = (REFERENCE_BLOCKS + 2) * task * d + sum(counts) * (d + most)
+    made = 6 * n_environments + 6 * most**2 + 2 * most * d + 6 * d**2
+    return block_nbytes(calculator, block, crowd) + 8 * (held + made)
 
 
 def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
@@ -171,12 +179,14 @@ class FactorSize:
     form : str
         See `dlpr.stages.fold.form_of`.
     layout : Layout
-        The model's columns.
+        Columns that are folded.
     n_rows : int
         Of the loss.
     tile_columns : int
     n_components : int
         Parts of every block that have factors of their own as well.
+    is_singular : bool
+        Whether the regularizer is 0, which takes the whole spectrum.
     """
 
     form: str
@@ -184,6 +194,7 @@ class FactorSize:
     n_rows: int
     tile_columns: int
     n_components: int = 0
+    is_singular: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -217,7 +228,8 @@ class FactorSize:
             return 5 * 8 * self.tile_columns**2 + 64 * MIB
         if self.form == "rows":
             return self.nbytes + 4 * 8 * n_columns * self.n_rows + ROWS_NBYTES + 64 * MIB
-        return 2 * self.on_disk_nbytes + 4 * 8 * n_columns**2 + 64 * MIB
+        copies = 9 if self.is_singular else 6
+        return 2 * self.on_disk_nbytes + copies * 8 * n_columns**2 + 64 * MIB
 
     @property
     def solve_rows(self) -> int:
@@ -233,7 +245,8 @@ def rigidity_nbytes(
     rows = 2 * 8 * block * (n_sums + calculator.n_features)
     rows += mapping.nbytes(calculator.n_features, block)
     solved = 3 * 8 * size.solve_rows * n_sums
-    structures = 3 * min(ROWS_NBYTES, 8 * n_sums * min(task, crowd.n_structures))
+    structures = 8 * n_sums * min(task, crowd.n_structures)
+    structures = 3 * (structures if mapping.n_references else min(ROWS_NBYTES, structures))
     computed = block_nbytes(calculator, block, crowd)
     return size.nbytes + computed + rows + solved + structures
 
@@ -292,14 +305,16 @@ def _references(folder: StageFolder) -> int:
     settings, structures = folder.settings, folder.input("structures")
     features, spec = settings["features"], settings["kernel"]["references"]
     n = open_structures(structures).n_environments
-    counts = spec["count"].values() if isinstance(spec["count"], dict) else [spec["count"] or n]
+    calculator = open_descriptor(features["descriptor"])
+    count = len(spec["indices"]) if spec["indices"] is not None else spec["count"] or n
+    counts = list(count.values()) if isinstance(count, dict) else [count] * len(calculator.species)
     return references_nbytes(
-        open_descriptor(features["descriptor"]),
+        calculator,
         features["block_environments"],
         features["task_environments"],
         crowd_of(structures),
         n,
-        min(n, max(counts)),
+        [min(n, own) for own in counts],
     )
 
 
@@ -314,8 +329,11 @@ def _derivatives(folder: StageFolder) -> int:
     one = derivative_nbytes(
         calculator, n_atoms, density * 4 / 3 * np.pi * calculator.cutoff**3, widths, **kinds
     )
-    finished = 2 * 8 * (3 * n_atoms + 6) * sum(mapping.widths) + 3 * PART_NBYTES
-    return one + finished + MapSize.of(mapping).nbytes(calculator.n_features, 0)
+    rows = 8 * (3 * n_atoms + 6) * (sum(mapping.raw_widths) + 2 * sum(mapping.widths))
+    strips = 3 * STRIP_NBYTES if mapping.is_sparse else 0
+    return (
+        one + rows + strips + 3 * PART_NBYTES + MapSize.of(mapping).nbytes(calculator.n_features, 0)
+    )
 
 
 def _fold(folder: StageFolder) -> int:
@@ -338,7 +356,8 @@ def _factor_size(factor: StageFolder) -> FactorSize:
     tile_columns = factor.settings.get("tile_columns", 0)
     model = open_model(factor.input("rows"), factor.settings["model"])
     n_components = len(model.map.components)
-    return FactorSize(form, model.folded, n_rows, tile_columns, n_components)
+    is_singular = factor.settings["model"]["regularizer"] == 0.0
+    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, is_singular)
 
 
 def _factorize(folder: StageFolder) -> int:

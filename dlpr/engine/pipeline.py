@@ -11,12 +11,13 @@ from typing import TypeVar
 from dlpr.core.blas import blas_kernel
 from dlpr.core.kernel import CUT
 from dlpr.core.rows import Layout
-from dlpr.descriptors import check_sets, descriptor
+from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import memory
-from dlpr.engine.check import check_labels
+from dlpr.engine.blocks import default_block, default_task
+from dlpr.engine.check import check_training_set
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError, NumericsError
-from dlpr.job import Job, SetSpec
+from dlpr.errors import CorruptPartError, JobError, NumericsError
+from dlpr.job import Job, Keys, SetSpec
 from dlpr.stages import cholesky as cholesky_stage
 from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages import factor as factor_stage
@@ -35,12 +36,6 @@ from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.structures.files import expand
 
-BLOCK_NBYTES = 1 << 24
-"""Bytes of features in one block, where the job does not say."""
-TASK_BLOCKS = 2
-"""Blocks in one task, where the job does not say."""
-TASK_ENVIRONMENTS, TASK_COLUMNS = 16384, 2000
-"""Environments in one task of few columns, and the columns at which it has half as many."""
 REFERENCES = "references of the kernel"
 """Name of the set of structures that a kernel's references come from; no set of a job has it."""
 MENDINGS = 5
@@ -75,7 +70,7 @@ class Pipeline:
             ingest_stage.drop_scratch(index)
             ingest_stage.check_selection(structures, name)
             if name == "train":
-                check_labels(structures, [kind for kind in self.kinds() if kind != "energy"])
+                check_training_set(self.job, structures)
             return structures
 
         return self._once("ingest", self.set_spec(name).model_dump_json(), make)
@@ -104,8 +99,10 @@ class Pipeline:
 
     def set_spec(self, name: str) -> SetSpec:
         """What the job says about a set; a test set of any name may be the training set."""
-        if name == REFERENCES:
-            return SetSpec(files=self.job.model.spec.references.files)
+        if name == REFERENCES:  # read as the training set is
+            files = self.job.model.spec.references.files
+            other = {"files": files, "where": None, "group_by": None, "keys": Keys()}
+            return self.job.train.model_copy(update=other)
         spec = self.job.test.get(name, self.job.train)
         return spec if isinstance(spec, SetSpec) else self.job.train
 
@@ -125,7 +122,7 @@ class Pipeline:
     def feature_settings(self, name: str) -> Json:
         """Descriptor, storage and block sizes for a set."""
         calculator = descriptor(self.job.descriptor_of(name), self.species())
-        check_sets({name: calculator}, {name: open_structures(self.ingest(name)).n_environments})
+        self._check_features(name, calculator)
         numerics = self.job.numerics
         block = numerics.block_environments or default_block(calculator.n_features)
         task = numerics.task_environments or default_task(block, calculator.n_features)
@@ -135,6 +132,15 @@ class Pipeline:
             "block_environments": block,
             "task_environments": -(-task // block) * block,
         }
+
+    def _check_features(self, name: str, calculator: Descriptor) -> None:
+        """Hold users' features against the set, and against those of the training set."""
+        found = {name: calculator}
+        if name != "train":
+            train = descriptor(self.job.descriptor_of("train"), self.species())
+            found = {"train": train, **found}
+        counts = {known: open_structures(self.ingest(known)).n_environments for known in found}
+        check_sets(found, counts)
 
     def featurize(self, name: str) -> StageFolder:
         """The feature store of a set."""
@@ -153,8 +159,11 @@ class Pipeline:
         def make() -> StageFolder:
             work, settings = self.workspace.work, self.feature_settings("train")
             mapping = {"kind": self.job.model.kind, **self.job.model.spec.mapping()}
-            references = self.references() if self.job.model.kernel else None
-            return rows_stage.plan(work, self.ingest("train"), settings, mapping, references)
+            structures, numerics = self.ingest("train"), self.numerics()
+            if not self.job.model.kernel:
+                return rows_stage.plan(work, structures, settings, mapping)
+            references = self.references()
+            return rows_stage.plan(work, structures, settings, mapping, references, numerics)
 
         return self._once("plan of rows", "train", make)
 
@@ -164,7 +173,7 @@ class Pipeline:
         name = "train" if spec.references.files is None else REFERENCES
 
         def make() -> StageFolder:
-            if name == "train" and self.job.store_train_features:
+            if spec.references.count is not None:  # to choose, features are read again and again
                 self.featurize(name)
             kernel = {**spec.mapping(), "references": spec.references.model_dump(mode="json")}
             structures, features = self.ingest(name), self.feature_settings(name)
@@ -209,6 +218,8 @@ class Pipeline:
 
         def make() -> StageFolder:
             work, numerics = self.workspace.work, self.numerics()
+            if self.form() != "tiles":
+                numerics["tile_columns"] = self.layout().n_columns + 1
             plan = fold_stage.plan(work, stage, self.targets(), self.kinds(), of_rows, numerics)
             return self.workspace.finish(stage, plan)
 
@@ -252,16 +263,27 @@ class Pipeline:
         return {"kind": self.job.model.kind, **model}
 
     def layout(self) -> Layout:
-        """The columns that are folded: the model's, and energies of atoms."""
+        """The columns that are folded, but for the target: the model's, and energies of atoms."""
         return open_model(self.planned_rows(), self.model()).folded
+
+    def n_columns(self) -> int:
+        """Columns of the model itself."""
+        model = self.model()
+        constant = float("composition" in model["baseline"])
+        return open_model(self.planned_rows(), model, constant).layout.n_columns
 
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
         regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
-        n_columns = self.layout().n_columns + 1
-        return fold_stage.form_of(
-            self.job.solver, regularizer, self.n_rows(), n_columns, tile_columns
+        form = fold_stage.form_of(
+            self.job.solver, regularizer, self.n_rows(), self.n_columns(), tile_columns
         )
+        if form == "rows" and self.n_rows() > self.n_columns():
+            raise JobError(
+                f"solver: dual needs no more rows than columns; this job has {self.n_rows()} rows "
+                f"and {self.n_columns()} columns. Use solver: auto."
+            )
+        return form
 
     def n_rows(self) -> int:
         """Rows of the loss, at most."""
@@ -276,7 +298,10 @@ class Pipeline:
         layout = self.layout()
         feature_map = open_map(self.planned_rows())
         n_rows, n_components = self.n_rows(), len(feature_map.components)
-        size = memory.FactorSize(form, layout, n_rows, numerics.tile_columns, n_components)
+        is_singular = self.model()["regularizer"] == 0.0
+        size = memory.FactorSize(
+            form, layout, n_rows, numerics.tile_columns, n_components, is_singular
+        )
         mapping = memory.MapSize.of(feature_map)
         needs = [size.factorize_nbytes]
         if form != "rows":
@@ -361,21 +386,6 @@ class Pipeline:
                 self.workspace.mend(error)
                 self._finished.clear()
         return step()
-
-
-def default_block(n_features: int) -> int:
-    """Environments in a block of about `BLOCK_NBYTES`: a power of two from 64 to 8192."""
-    rows = max(64, min(8192, BLOCK_NBYTES // (8 * n_features)))
-    return 1 << (rows.bit_length() - 1)
-
-
-def default_task(block: int, n_features: int) -> int:
-    """Environments in a task of some seconds: fewer where a rigidity, of D^2 operations, is slow.
-
-    Not a function of the set, which may grow.
-    """
-    n = int(TASK_ENVIRONMENTS / (1.0 + (n_features / TASK_COLUMNS) ** 2))
-    return max(TASK_BLOCKS * block, n)
 
 
 def versions() -> Mapping[str, str]:

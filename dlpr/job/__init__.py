@@ -1,5 +1,5 @@
 """The job file."""
 
-from dlpr.job.job import Job, Numerics, SetSpec, Units, load_job
+from dlpr.job.job import Job, Keys, Numerics, SetSpec, Units, load_job
 
-__all__ = ["Job", "Numerics", "SetSpec", "Units", "load_job"]
+__all__ = ["Job", "Keys", "Numerics", "SetSpec", "Units", "load_job"]

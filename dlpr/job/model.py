@@ -73,14 +73,14 @@ class Linear(_Weights):
 class References(Section):
     """Which environments a kernel refers to: so many, or those with given numbers, or a file's."""
 
-    count: Count | dict[Symbol, Count] | None = Field(
+    count: Count | Annotated[dict[Symbol, Count], Field(min_length=1)] | None = Field(
         default=None,
         description="a whole number >= 1 for every central species, or a mapping {C: 500, H: 200}",
     )
     method: Literal["fps", "random", "cur"] = "fps"
     preselect: CountOrNone = None
     seed: Natural = 0
-    indices: tuple[Natural, ...] | None = Field(
+    indices: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(
         default=None, description="numbers >= 0 of training environments, in their order"
     )
     files: Files | None = Field(

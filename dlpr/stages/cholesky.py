@@ -43,7 +43,10 @@ def plan(
     model = open_model(rows, settings["model"], facts["constant"])
     tiling = _tiling(model, fold)
     layout = model.layout
-    orders = [tiling.ending_with(layout.slice(block)) for block in range(layout.n_blocks)]
+    orders = [
+        [tile for tile in tiling.ending_with(layout.slice(block)) if tiling.widths[tile]]
+        for block in range(layout.n_blocks)
+    ]
     settings = {
         "features": rows.settings["features"],
         "map": rows.settings["map"],

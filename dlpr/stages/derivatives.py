@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.models import FeatureMap, Targets
-from dlpr.core.rows import FloatArray, IntArray
+from dlpr.core.rows import FloatArray
 from dlpr.descriptors import Soap
-from dlpr.descriptors.gradients import derivative_rows, has_stress
+from dlpr.descriptors.gradients import VOIGT, derivative_rows, has_stress
 from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.model import open_map
@@ -23,10 +22,8 @@ from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
-KINDS = ("forces", "stress")
 PART_NBYTES = 1 << 26
 """Bytes of rows that one task makes, if it has more than one structure."""
-_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 _TWICE = np.sqrt([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 """Off-diagonal components of a stress stand for two."""
 
@@ -39,21 +36,23 @@ def plan(work: Path, rows: StageFolder, kinds: list[str]) -> StageFolder:
     rows : StageFolder
         Planned or finished "rows": structures, features and feature map.
     kinds : list of str
-        Some of `KINDS`.
+        "forces", "stress" or both.
     """
     structures = rows.input("structures")
     store, mapping = open_structures(structures), open_map(rows)
-    settings = {
+    settings: Json = {
         "features": rows.settings["features"],
         "map": rows.settings["map"],
         "kinds": kinds,
         "edges": _edges(store, 8 * sum(mapping.widths), kinds),
     }
+    if "numerics" in rows.settings:
+        settings["numerics"] = rows.settings["numerics"]
     inputs = {"structures": structures, **rows.inputs()}
-    same: Json = {name: settings[name] for name in ("features", "map", "kinds")}
+    same: Json = {name: value for name, value in settings.items() if name != "edges"}
     same["references"] = rows.plan["inputs"].get("references")
     at = store.structure_offset[np.array(settings["edges"])]
-    contents = store.contents(at, KINDS)
+    contents = store.contents(at, kinds)
     tasks = [{"settings": same, "content": content} for content in contents]
     return StageFolder.create(work, "derivatives", settings, inputs, tasks)
 
@@ -84,7 +83,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         piece = store.whole(index)
         labels = {
             "forces": store.forces(start, stop).ravel(),
-            "stress": store.structure("stress", index)[_VOIGT],
+            "stress": store.structure("stress", index)[VOIGT],
         }
         known = {kind: np.isfinite(labels[kind]) for kind in settings["kinds"]}
         if "stress" in known and not has_stress(piece):
@@ -95,13 +94,14 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         rows = derivative_rows(
             calculator,
             piece,
-            _Raw(mapping),
+            mapping,
             forces=wanted.get("forces", False),
             stress=wanted.get("stress", False),
         )
         for kind in (kind for kind in wanted if wanted[kind]):
             own = known[kind]
-            pair = _finished(mapping, getattr(rows, kind)[own]), labels[kind][own]
+            raw = getattr(rows, kind)
+            pair = _finished(mapping, raw if own.all() else raw[own]), labels[kind][own]
             if kind == "stress":
                 pair = pair[0] * _TWICE[own, None], pair[1] * _TWICE[own]
             found.setdefault((kind, group), []).append(pair)
@@ -112,22 +112,6 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         arrays[f"y_{number}"] = np.concatenate([y for _, y in pairs])
         groups[kind][group] = len(arrays[f"y_{number}"])
     return folder.write_part(task, arrays), {"groups": groups}
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """A feature map whose derivatives are summed before they are finished."""
-
-    mapping: FeatureMap
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.mapping.raw_widths
-
-    def derivative(
-        self, species: int, features: FloatArray, tangent: FloatArray, centre: IntArray
-    ) -> FloatArray:
-        return self.mapping.derivative(species, features, tangent, centre)
 
 
 def _finished(mapping: FeatureMap, sums: FloatArray) -> FloatArray:

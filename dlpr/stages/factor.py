@@ -107,6 +107,7 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
     fold.shift_target(model.constants, isolated_energies(folder))
     columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
     chosen = fold.select(columns, scale)
+    del fold
     n = model.layout.n_columns
     data = type(chosen)(chosen.matrix[:n, :n])
     solver = "cholesky" if settings["solver"] == "auto" else settings["solver"]

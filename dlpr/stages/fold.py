@@ -76,18 +76,24 @@ def plan(
     same = {name: settings[name] for name in ("features", "model", "numerics", "tile_columns")}
     same["references"] = rows.plan["inputs"].get("references")
     tasks = [
-        {"settings": same, "tile": tile, "group": one.group, "kind": kind, "rows": content}
-        for kind, one, content in _runs(sources, settings)
+        {
+            "settings": same,
+            "tile": tile,
+            "group": one.group,
+            "kind": kind,
+            "rows": sources[kind].contents(one),
+        }
+        for kind, one in _runs(sources, settings)
         for tile in tiling_of(open_model(rows, model), settings).pairs()
     ]
     return StageFolder.create(work, stage, settings, inputs, tasks)
 
 
-def _runs(sources: Mapping[str, RowSource], settings: Json) -> Iterator[tuple[str, Run, object]]:
-    """All runs of rows: the kind of their targets, the run, and what decides its rows."""
+def _runs(sources: Mapping[str, RowSource], settings: Json) -> Iterator[tuple[str, Run]]:
+    """All runs of rows, and the kind of their targets."""
     for kind, source in sources.items():
         for one in source.runs(settings["run_rows"]):
-            yield kind, one, source.contents(one)
+            yield kind, one
 
 
 def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_columns: int) -> str:
@@ -147,7 +153,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     tiling = tiling_of(model, settings)
     pairs = tiling.pairs()
     runs = list(_runs(sources, settings))
-    (kind, one, _), (i, j) = runs[task // len(pairs)], pairs[task % len(pairs)]
+    (kind, one), (i, j) = runs[task // len(pairs)], pairs[task % len(pairs)]
     size = settings["numerics"]["fold_block_rows"]
     pieces = _gathered(sources[kind].targets(one, model.rows), size)
 

@@ -30,8 +30,13 @@ def task_words(folder: StageFolder, task: int) -> str:
         features = folder.settings
     if features is None or "structures" not in folder.plan["inputs"]:
         return words
+    if folder.stage == "references" and task == folder.n_tasks - 1:
+        return words
     structures = folder.input("structures")
-    edges, store = task_edges(structures, features), open_structures(structures)
+    store = open_structures(structures)
+    edges = task_edges(structures, features)
+    if folder.stage == "derivatives":
+        edges = store.structure_offset[np.array(folder.settings["edges"])]
     start, stop = edges[task : task + 2].tolist()
     first, last = (int(store.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
     source, names = store.sources()

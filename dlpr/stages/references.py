@@ -172,6 +172,8 @@ def _choose(blocks: _Blocks, kernel: Json, symbol: str, store: StructureStore) -
     if not count or not len(every):
         return every[:0]
     usable = np.concatenate([block.any(axis=1) for block in blocks]) | (not kernel["normalize"])
+    if not usable.any():
+        return every[:0]
     if spec["method"] == "cur":
         scores = np.where(usable, _leverage(blocks, kernel["normalize"], count), 0.0)
     else:
@@ -179,8 +181,6 @@ def _choose(blocks: _Blocks, kernel: Json, symbol: str, store: StructureStore) -
     keys = draw_keys(scores, 0, spec["seed"])
     if spec["method"] != "fps":
         return np.sort(every[take_highest(keys, np.arange(len(keys)), count)[1]])
-    if not usable.any():
-        return every[:0]
     return every[farthest_points(blocks, count, int(keys.argmax()), kernel["normalize"])[0]]
 
 

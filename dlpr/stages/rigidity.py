@@ -43,9 +43,11 @@ def plan(
     work: Path, structures: StageFolder, factor: StageFolder, features: Json, numerics: Json
 ) -> StageFolder:
     """Tasks of ``task_environments`` environments of one set."""
+    model = factor.settings["model"]
     training = open_structures(factor.input("rows").input("structures"))
     settings = {
         "features": features,
+        "model": {name: model[name] for name in ("rows", "centre_species", "baseline")},
         "seen": list(training.species),
         "numerics": {name: numerics[name] for name in ("threads", "kernel")},
     }
@@ -129,7 +131,7 @@ class _Environments:
         species = self.source.environment_species(start, stop)
         square, lpr = np.empty(stop - start), np.empty(stop - start)
         parts = {name: np.empty(stop - start) for name in self.factors.components}
-        residual, energy = None, self.factors.isolated[species]
+        residual, energy = np.empty(stop - start), self.factors.isolated[species]
         unlike = np.zeros(stop - start, bool)
         for number, which, own in mapped:
             block, rows = self.model.placed(number, own)
@@ -140,10 +142,8 @@ class _Environments:
                 parts[name][which] = factor.rigidity(rows[:, first:last])
             if self.factors.weights is not None:
                 energy[which] += rows @ self.factors.weights[self.model.layout.slice(block)]
-            left = self.model.map.residual(features[which], own)
-            if left is not None:
-                residual = np.empty(stop - start) if residual is None else residual
-                residual[which] = left
+            if self.model.map.is_sparse:
+                residual[which] = self.model.map.residual(features[which], own)
                 unlike[which] = ~own.any(axis=1)
         unseen = np.where(self._unseen_block[species], UNSEEN_CENTRE, 0).astype(np.uint8)
         if self._unseen_columns.any():
@@ -157,7 +157,7 @@ class _Environments:
             "environment_unseen": unseen,
         }
         arrays |= {f"environment_lpr_{name}": values for name, values in parts.items()}
-        if residual is not None:
+        if self.model.map.is_sparse:
             arrays["environment_residual"] = residual
         if self.factors.weights is not None:
             arrays["environment_energy"] = energy
@@ -214,6 +214,8 @@ def structure_arrays(
     count, factors = environments.source.count(structures), environments.factors
     rows, factor = environments.model.structures(sums, count)
     found = {"structure_pr": factors.whole.rigidity(rows)}
+    if environments.model.map.is_sparse:  # unlike all references: unknown, as their environments
+        found["structure_pr"][~sums.any(axis=1)] = 0.0
     for name in factors.components:
         masked = np.zeros_like(rows)
         for columns in environments.model.component(name):

@@ -29,6 +29,7 @@ def plan(
     features: Json,
     mapping: Json,
     references: StageFolder | None = None,
+    numerics: Json | None = None,
 ) -> StageFolder:
     """The tasks of the features; energies and groups are kept beside the rows.
 
@@ -38,8 +39,12 @@ def plan(
         ``kind`` of the feature map, and its hyperparameters.
     references : StageFolder, optional
         Reference environments, where the map has them.
+    numerics : dict, optional
+        Where the map calls BLAS: ``threads`` and ``kernel``.
     """
     settings = {"features": features, "map": mapping}
+    if numerics is not None:
+        settings["numerics"] = {name: numerics[name] for name in ("threads", "kernel")}
     inputs = {"structures": structures}
     made_of: Json = dict(settings)
     if references is not None:

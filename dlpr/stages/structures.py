@@ -131,10 +131,13 @@ class StructureStore:
     def forces(self, start: int, stop: int) -> NDArray[np.float64]:
         """(stop - start, 3) forces of environments, NaN where unknown."""
         found = np.full((stop - start, 3), np.nan)
-        for part, (begin, end) in enumerate(pairwise(self.part_edges.tolist())):
-            a, b = max(start, begin), min(stop, end)
-            if a < b and self._has_forces[part]:
-                found[a - start : b - start] = self.read("force", a, b)
+        at = start
+        while at < stop:
+            part = int(np.searchsorted(self.part_edges, at, side="right")) - 1
+            end = min(stop, int(self.part_edges[part + 1]))
+            if self._has_forces[part]:
+                found[at - start : end - start] = self.read("force", at, end)
+            at = end
         return found
 
     def structure(self, name: str, index: int) -> NDArray[Any]:

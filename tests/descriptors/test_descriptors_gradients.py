@@ -27,7 +27,7 @@ class Linear:
     soap: Soap
 
     @property
-    def widths(self):
+    def raw_widths(self):
         return (self.soap.n_features,) * len(self.soap.species)
 
     def features(self, species, x):
@@ -41,9 +41,9 @@ class Waves:
     """phi(x) = sin(A u), u = x / |x|, with an A of its own shape for each species."""
 
     def __init__(self, soap):
-        self.widths = tuple(3 + 2 * s for s in range(len(soap.species)))
+        self.raw_widths = tuple(3 + 2 * s for s in range(len(soap.species)))
         rng = np.random.default_rng(0)
-        self._a = [rng.normal(size=(soap.n_features, width)) for width in self.widths]
+        self._a = [rng.normal(size=(soap.n_features, width)) for width in self.raw_widths]
 
     def features(self, species, x):
         return np.sin(x / np.linalg.norm(x, axis=1, keepdims=True) @ self._a[species])
@@ -281,7 +281,7 @@ for _ in range(20):
 before = read("VmRSS")
 for _ in range(calls):
     rows = derivative_rows(soap, piece, model, forces=True, stress=True)
-promised = derivative_nbytes(soap, n_atoms, 60, model.widths, forces=True, stress=True)
+promised = derivative_nbytes(soap, n_atoms, 60, model.raw_widths, forces=True, stress=True)
 print((read("VmRSS") if calls > 1 else read("VmHWM")) - before, promised, rows.forces.nbytes)
 """
 

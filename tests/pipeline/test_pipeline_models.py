@@ -24,7 +24,7 @@ MU = 1e-3
 STEP = 1e-4
 KERNEL = {"regularizer": MU, "references": {"count": 5}}
 LINEAR = {"regularizer": MU, "scale": "none"}
-FORMS = [("cholesky", 5), ("cholesky", 4096), ("qr", 4096), ("dual", 4096)]
+FORMS = [("cholesky", 12), ("cholesky", 4096), ("qr", 4096), ("dual", 4096)]
 """Solver and tile columns: tiles, and the three forms of one piece."""
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
@@ -228,7 +228,7 @@ def test_a_baseline_and_weights_are_changed_without_a_pass_over_the_data(data: P
     for model, loss in (
         ({**LINEAR, "baseline": baseline}, {}),
         ({**LINEAR, "regularizer": 0.1}, {}),
-        ({**LINEAR, "baseline": {"isolated": {"Ga": -1.0}}}, {}),
+        ({**LINEAR, "baseline": {"isolated": {"Ga": -1.0, "As": 0.5}}}, {}),
         (LINEAR, {"energy": 3.0, "groups": {"odd": 2.0}}),
     ):
         found = done(data, "baseline", model={"linear": model}, loss=loss, solver="cholesky")
@@ -392,3 +392,76 @@ def test_a_baseline_needs_a_regularizer_of_the_model(data: Path) -> None:
     linear = {"regularizer": 0.0, "baseline": {"composition": {"regularizer": 0.1}}}
     with pytest.raises(JobError, match="baseline"):
         check_job(make_job(data, model={"linear": linear}))
+
+
+@pytest.mark.parametrize(
+    "linear", [{"rows": "sum"}, {"baseline": {"isolated": {"Ga": -9.0, "As": 2.0}}}], ids=str
+)
+def test_what_no_factor_knows_of_changes_results_all_the_same(
+    data: Path, linear: dict[str, Any]
+) -> None:
+    """Of forces alone the factor is the same, whatever the rows of structures are."""
+    settings = {"loss": {"energy": 0.0, "forces": 1.0}, "solver": "cholesky"}
+    done(data, f"stale-{len(str(linear))}", model={"linear": LINEAR}, **settings)
+    model = {"linear": {**LINEAR, **linear}}
+    again = done(data, f"stale-{len(str(linear))}", model=model, **settings)
+    fresh = done(data, f"fresh-{len(str(linear))}", model=model, **settings)
+    assert_same_bits(again.output, fresh.output)
+
+
+def test_eigh_beyond_the_columns_of_a_tile(data: Path) -> None:
+    numerics = {"tile_columns": 5}
+    found = done(data, "eigh", model={"linear": LINEAR}, solver="eigh", numerics=numerics)
+    Plain(None).check(found, data, {}, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile_columns", [3, 4096])
+def test_a_species_without_references_is_unknown(data: Path, tile_columns: int) -> None:
+    kernel = {"regularizer": MU, "references": {"indices": [0, 1, 2, 3, 4, 5, 6, 7]}}
+    frames = load(data, "train")
+    number = np.concatenate([atoms.numbers for atoms in frames])
+    gallium = np.flatnonzero(number == 31)[:5].tolist()
+    kernel["references"] = {"indices": gallium}
+    numerics, output = {"tile_columns": tile_columns}, f"one-{tile_columns}"
+    found = done(data, output, model={"kernel": kernel}, numerics=numerics, solver="cholesky").sets[
+        "train"
+    ]
+    arsenic = number == 33
+    assert (found["environment_lpr"][arsenic] == 0.0).all()
+    assert (found["environment_unseen"][arsenic] & 4 > 0).all()
+    assert (found["environment_residual"][arsenic] == 1.0).all()
+    assert (found["environment_lpr"][~arsenic] > 0.0).all()
+    assert np.isfinite(found["structure_pr"]).all()
+
+
+def refused(data: Path, error: type[Exception], match: str, **settings: Any) -> None:
+    with pytest.raises(error, match=match):
+        done(data, "refused", **settings)
+
+
+def test_what_the_training_set_has_not_is_refused(data: Path) -> None:
+    def kernel(**references: Any) -> dict[str, Any]:
+        return {"kernel": {"regularizer": MU, "references": references}}
+
+    refused(data, JobError, "count has Si", model=kernel(count={"Si": 3, "Ga": 2, "As": 1}))
+    refused(data, JobError, "count lacks As", model=kernel(count={"Ga": 2}))
+    isolated = {"linear": {**LINEAR, "baseline": {"isolated": {"Ga": 1.0}}}}
+    refused(data, JobError, "isolated lacks As", model=isolated)
+    refused(data, JobError, "loss.groups has 'strange'.*even, odd", loss={"groups": {"strange": 2}})
+    refused(data, JobError, "dual needs no more rows", solver="dual", loss={"forces": 1.0})
+
+
+def test_references_from_files_are_read_as_the_training_set(tmp_path: Path) -> None:
+    """In bohr, as the job says of the training set: the same environments, the same kernels."""
+    frames = crystals(("Ga", "As"), 6)
+    write(tmp_path / "train.xyz", frames)
+    for atoms in frames:
+        atoms.set_cell(atoms.cell.array / 0.529177210903, scale_atoms=True)
+    write(tmp_path / "bohr.xyz", frames)
+    found = []
+    for name, units in (("train.xyz", {}), ("bohr.xyz", {"units": {"length": "bohr"}})):
+        model = {"kernel": {"regularizer": MU, "references": {"files": [name]}}}
+        train = {"files": name, **units}
+        found.append(run(make_job(tmp_path, train, hypers=TINY, model=model, output=f"o-{name}")))
+    one, other = (each.sets["train"]["environment_lpr"] for each in found)
+    np.testing.assert_allclose(one, other, rtol=1e-3)

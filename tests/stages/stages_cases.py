@@ -34,6 +34,7 @@ class Exact:
     """Coordinates, which are whole numbers here: every sum of features is exact."""
 
     n_features, cutoff, reads_rows = 3, 2.0, False
+    components = {"exact": slice(0, 3)}
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         self.species = tuple(species)
