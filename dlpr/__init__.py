@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     )
     from dlpr.errors import DlprError
     from dlpr.exports import export
+    from dlpr.exports.predictions import predict
+    from dlpr.fitted import FittedModel, Prediction, load_model
     from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
     from dlpr.job import Job, load_job
     from dlpr.regularizers import scan
+    from dlpr.saving import fitted_model, save_model
     from dlpr.uncertainty import calibrate
 
 __all__ = [
     "DlprError",
     "Features",
+    "FittedModel",
     "Hessian",
     "Job",
+    "Prediction",
     "Result",
     "Rigidities",
     "Structures",
@@ -38,12 +43,16 @@ __all__ = [
     "connect",
     "export",
     "featurize",
+    "fitted_model",
     "hessian",
     "ingest",
     "load_job",
+    "load_model",
     "local_prediction_rigidity",
+    "predict",
     "rigidity",
     "run",
+    "save_model",
     "scan",
     "work",
 ]
@@ -54,6 +63,9 @@ _PLACES = {
     "calibrate": "dlpr.uncertainty",
     "connect": "dlpr.clusters.connect",
     "export": "dlpr.exports",
+    "predict": "dlpr.exports.predictions",
+    **dict.fromkeys(("FittedModel", "Prediction", "load_model"), "dlpr.fitted"),
+    **dict.fromkeys(("fitted_model", "save_model"), "dlpr.saving"),
     "scan": "dlpr.regularizers",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
     **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),

@@ -26,7 +26,7 @@ COLORS = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 """Of Okabe and Ito: they differ for every kind of colour vision."""
 MOST_POINTS = 5000
 """Points that a picture draws one by one; of more, so many are drawn, evenly chosen."""
-FEW_DECADES = 30.0
+FEW_DECADES = 100.0
 """Ends of an axis of less than this ratio have few powers of ten between them."""
 _STYLE: Any = {
     "font.size": 10.5,
@@ -122,10 +122,10 @@ def _label_decade(ax: Axes, ends: NDArray[np.float64]) -> None:
     """Name 1, 2 and 5 of a decade on an axis of x that is too short for powers of ten alone."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    ax.xaxis.set_minor_formatter(NullFormatter())
     if ends[1] < FEW_DECADES * ends[0]:
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plot_scan(path: Path, found: RegularizerScan) -> Path:

@@ -28,6 +28,11 @@ ROOMS = {
         *("numpy", "scipy", "featomic", "metatensor", "zarr", "ase"),
         *("dlpr.descriptors", "dlpr.structures.frames", "dlpr.errors"),
     },
+    "dlpr.fitted": {
+        *("numpy", "ase", "dlpr.fitted", "dlpr.core", "dlpr.descriptors", "dlpr.errors"),
+        *("dlpr.store.files", "dlpr.store.folder"),
+        *("dlpr.structures.frames", "dlpr.structures.spatial"),
+    },
     "dlpr.store": {"numpy", "zarr", "psutil", "google_crc32c", "dlpr.store", "dlpr.errors"},
     "dlpr.stages": {
         *("numpy", "zarr", "ase"),

@@ -23,6 +23,8 @@ COMMANDS = {
     "clean": "dlpr.cli.folder",
     "info": "dlpr.cli.folder",
     "export": "dlpr.cli.export",
+    "save": "dlpr.cli.model",
+    "predict": "dlpr.cli.model",
     "calibrate": "dlpr.cli.calibrate",
     "scan": "dlpr.cli.scan",
     "cluster": "dlpr.cli.cluster",

@@ -194,6 +194,37 @@ class Kernel:
             slope *= (self.zeta * _power(points @ references.T, self.zeta - 1))[place]
         return slope
 
+    def gradient(self, species: int, features: FloatArray, weights: FloatArray) -> FloatArray:
+        """Gradients of ``phi~(x).w``, which is ``sum_M a_M k(x, x_M)`` with ``a = V w^-1/2 w``.
+
+        With u the vector that enters the kernel, ``g = sum_M a_M zeta (u.x_M)^(zeta - 1) x_M``; of
+        unit vectors it is ``(g - u (u.g))/|x|``, and 0 for a zero vector.
+
+        Parameters
+        ----------
+        species : int
+            Central species of all environments.
+        features : (n, n_features) float
+        weights : (rank,) float64
+
+        Returns
+        -------
+        (n, n_features) float64
+        """
+        own = self.references[species]
+        points = np.asarray(features, dtype=np.float64)
+        norm = np.sqrt(square_norm(points))
+        if self.normalize:
+            points = unit_rows(points)
+        slope = np.tile(own.whitening @ weights, (len(points), 1))
+        if self.zeta > 1:
+            slope *= self.zeta * _power(points @ own.features.T, self.zeta - 1)
+        gradient: FloatArray = slope @ own.features
+        if self.normalize:
+            gradient -= points * np.einsum("ij,ij->i", points, gradient)[:, None]
+            gradient *= np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0.0)[:, None]
+        return gradient
+
     @property
     def is_sparse(self) -> bool:
         """References do not see all of an environment."""

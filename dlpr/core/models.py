@@ -47,6 +47,9 @@ class FeatureMap(Protocol):
     def finish(self, species: int, sums: FloatArray) -> FloatArray:
         """Sums of derivatives in the columns of the rows, (n, widths[species])."""
 
+    def gradient(self, species: int, features: FloatArray, weights: FloatArray) -> FloatArray:
+        """Gradients (n, n_features) of ``phi(x).w`` for weights (widths[species],)."""
+
     @property
     def is_sparse(self) -> bool:
         """Whether rows have less variance than the prior gives an environment."""
@@ -99,6 +102,10 @@ class Identity:
     def finish(self, species: int, sums: FloatArray) -> FloatArray:
         """Sums as they are."""
         return sums
+
+    def gradient(self, species: int, features: FloatArray, weights: FloatArray) -> FloatArray:
+        """The weights themselves."""
+        return np.broadcast_to(weights, (len(features), self.n_features))
 
     @property
     def is_sparse(self) -> bool:

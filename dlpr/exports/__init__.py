@@ -85,7 +85,7 @@ def export(
     structure by structure.
     """
     target = Path(to).absolute()
-    kind = _format_of(target, format)
+    kind = format_of(target, format)
     result = Result(Path(output))
     if name is not None and name not in result.sets:
         raise JobError(f"{result.path} has no set {name!r}; it has: {', '.join(result.sets)}.")
@@ -95,7 +95,7 @@ def export(
         if structures is not None:
             raise JobError(f"a {kind} file is a summary of whole sets; leave --structures out.")
         rows = _summary_rows(result, name)
-        with _opened(target) as file:
+        with opened(target) as file:
             _TABLES[kind](file, rows)
         return target
     with _explained(result):
@@ -103,12 +103,12 @@ def export(
         chosen = _choose(structures, of_set.n_structures)
         if kind == "chemiscope":
             of_set.check_chemiscope(chosen)
-        with _opened(target) as file:
+        with opened(target) as file:
             _STRUCTURES[kind](file, of_set, chosen)
     return target
 
 
-def _format_of(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     found = format or SUFFIXES.get("".join(suffixes[-2:-1] if packed else suffixes[-1:]))
@@ -181,7 +181,7 @@ def _explained(result: Result) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears when it is whole, compressed if it is to end in ``.gz``."""
     with ExitStack() as stack:
         file = stack.enter_context(atomic_file(path))
@@ -193,26 +193,31 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def _write_extxyz(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:
     for index in chosen:
-        for text in _extxyz(of_set.frame(index)):
+        for text in extxyz(of_set.frame(index)):
             file.write(text.encode())
 
 
-def _extxyz(atoms: Any) -> Iterator[str]:
+def extxyz(atoms: Any) -> Iterator[str]:
     """One frame, a block of rows at a time, every number with all its digits.
 
     ASE's own rows have 8 decimals, in which most rigidities would be lost.
     """
     symbols = np.array(atoms.get_chemical_symbols())
-    floats = [name for name in ("lpr", "prior_ratio", "forces") if name in atoms.arrays]
+    floats = [name for name in atoms.arrays if name not in ("numbers", "positions")]
     arrays = {"symbols": symbols, **{name: atoms.arrays[name] for name in ("positions", *floats)}}
     comment = _comment_format(atoms, list(arrays), arrays)[0]
     yield f"{len(atoms)}\n{comment}\n"
-    numbers = np.column_stack([array for name, array in arrays.items() if name != "symbols"])
-    row = "%-2s" + " %r" * numbers.shape[1] + "\n"
+    columns = [column for name in arrays if name != "symbols" for column in _columns(arrays[name])]
+    row = "%-2s" + " %r" * len(columns) + "\n"
     for start in range(0, len(atoms), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        pairs = zip(symbols[block].tolist(), numbers[block].tolist(), strict=True)
-        yield "".join(row % (symbol, *values) for symbol, values in pairs)
+        values = (column[block].tolist() for column in (symbols, *columns))
+        yield "".join(row % one for one in zip(*values, strict=True))
+
+
+def _columns(array: NDArray[Any]) -> NDArray[Any]:
+    """Columns of one or more numbers per atom."""
+    return array.reshape(len(array), -1).T
 
 
 def _write_chemiscope(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:

@@ -19,6 +19,7 @@ from dlpr.core.factorize import (
     refusal,
     storage_error,
 )
+from dlpr.core.fit import Fit
 from dlpr.core.folds import Gram
 from dlpr.core.models import Model
 from dlpr.core.scan import Decomposition, solve_weights
@@ -187,6 +188,19 @@ class Factors:
                 name: tuple(_pick(arrays, f"{name}{b}") for b in range(layout.n_blocks))
                 for name, _, _ in self.model.map.components
             }
+
+    @property
+    def fit(self) -> Fit:
+        """All that decides what the model says of a row."""
+        return Fit(
+            self.model,
+            self.mu,
+            self.whole,
+            self.blocks,
+            self.weights,
+            self.isolated,
+            self.components,
+        )
 
 
 def factor_facts(folder: StageFolder) -> Json:

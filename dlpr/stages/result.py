@@ -12,17 +12,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import StoreError
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.features import task_edges
-from dlpr.stages.rigidity import (
-    UNLIKE,
-    UNSEEN_CENTRE,
-    UNSEEN_NEIGHBOUR,
-    arrays_of,
-    finish_structures,
-)
+from dlpr.stages.rigidity import arrays_of, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import (
     METADATA,

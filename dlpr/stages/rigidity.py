@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.models import Which
-from dlpr.core.rows import FloatArray, square_norm
+from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, Mapped
+from dlpr.core.rows import FloatArray
 from dlpr.stages.factor import Factors, open_factors
 from dlpr.stages.features import ROWS_NBYTES, FeatureSource, task_keys
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
-UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE = 1, 2, 4
-"""Bits of ``environment_unseen``: species that no training structure has; an environment unlike all
-references of a kernel."""
 TILED_ROWS = 1024
 """Rows for which a factor is read from disk at a time."""
 ARRAYS: dict[str, type[np.generic]] = {
@@ -56,22 +53,6 @@ def plan(
     return StageFolder.create(work, "rigidity", settings, inputs, tasks)
 
 
-def prior_ratio(
-    rigidity: NDArray[np.float64], square: NDArray[np.float64], mu: float
-) -> NDArray[np.float64]:
-    """``R / (mu / |g|^2)``: 1 where the data say nothing, large where they speak.
-
-    A zero row counts as 1; with ``mu = 0`` the ratio is infinite wherever the data constrain.
-    """
-    ratio = np.ones_like(rigidity)
-    told = (square > 0) & (rigidity > 0)
-    if mu > 0:
-        ratio[told] = rigidity[told] * square[told] / mu
-    else:
-        ratio[told] = np.inf
-    return ratio
-
-
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Rigidities of one run of environments, block by block."""
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
@@ -91,7 +72,6 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 
 Block = tuple[int, int, FloatArray]
-Mapped = list[tuple[int, Which, FloatArray]]
 
 
 def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -129,38 +109,22 @@ class _Environments:
         self, start: int, stop: int, features: FloatArray, mapped: Mapped
     ) -> dict[str, NDArray[Any]]:
         species = self.source.environment_species(start, stop)
-        square, lpr = np.empty(stop - start), np.empty(stop - start)
-        parts = {name: np.empty(stop - start) for name in self.factors.components}
-        residual, energy = np.empty(stop - start), self.factors.isolated[species]
-        unlike = np.zeros(stop - start, bool)
-        for number, which, own in mapped:
-            block, rows = self.model.placed(number, own)
-            square[which] = square_norm(rows)
-            lpr[which] = self.factors.blocks[block].rigidity(rows)
-            for name, first, last in self.model.map.components:
-                factor = self.factors.components[name][block]
-                parts[name][which] = factor.rigidity(rows[:, first:last])
-            if self.factors.weights is not None:
-                energy[which] += rows @ self.factors.weights[self.model.layout.slice(block)]
-            if self.model.map.is_sparse:
-                residual[which] = self.model.map.residual(features[which], own)
-                unlike[which] = ~own.any(axis=1)
+        found = self.factors.fit.environments(features, species, mapped)
         unseen = np.where(self._unseen_block[species], UNSEEN_CENTRE, 0).astype(np.uint8)
         if self._unseen_columns.any():
             near = np.any(features[:, self._unseen_columns] != 0, axis=1)
             unseen[near] |= UNSEEN_NEIGHBOUR
-        lpr[unlike], square[unlike] = 0.0, 0.0
-        unseen[unlike] |= UNLIKE
+        unseen[found.unlike] |= UNLIKE
         arrays: dict[str, NDArray[Any]] = {
-            "environment_lpr": lpr,
-            "environment_prior_ratio": prior_ratio(lpr, square, self.factors.mu),
+            "environment_lpr": found.lpr,
+            "environment_prior_ratio": found.prior_ratio,
             "environment_unseen": unseen,
         }
-        arrays |= {f"environment_lpr_{name}": values for name, values in parts.items()}
-        if self.model.map.is_sparse:
-            arrays["environment_residual"] = residual
-        if self.factors.weights is not None:
-            arrays["environment_energy"] = energy
+        arrays |= {f"environment_lpr_{name}": lcpr for name, lcpr in found.components.items()}
+        if found.residual is not None:
+            arrays["environment_residual"] = found.residual
+        if found.energy is not None:
+            arrays["environment_energy"] = found.energy
         return arrays
 
 
@@ -211,19 +175,13 @@ def structure_arrays(
     environments: _Environments, structures: NDArray[np.int64], sums: FloatArray
 ) -> dict[str, FloatArray]:
     """PR of structures, in the model's own convention, and predicted total energies."""
-    count, factors = environments.source.count(structures), environments.factors
-    rows, factor = environments.model.structures(sums, count)
-    found = {"structure_pr": factors.whole.rigidity(rows)}
-    if environments.model.map.is_sparse:  # unlike all references: unknown, as their environments
-        found["structure_pr"][~sums.any(axis=1)] = 0.0
-    for name in factors.components:
-        masked = np.zeros_like(rows)
-        for columns in environments.model.component(name):
-            masked[:, columns] = rows[:, columns]
-        found[f"structure_pr_{name}"] = factors.whole.rigidity(masked)
-    if factors.weights is not None:
-        found["structure_energy"] = rows @ factors.weights / factor + count @ factors.isolated
-    return found
+    count, fit = environments.source.count(structures), environments.factors.fit
+    pr, energy, _ = fit.structures(sums, count)
+    assert pr is not None
+    found = {"structure_pr": pr}
+    for name, cpr in fit.structure_components(sums, count).items():
+        found[f"structure_pr_{name}"] = cpr
+    return found if energy is None else {**found, "structure_energy": energy}
 
 
 def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:

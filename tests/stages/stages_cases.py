@@ -34,10 +34,13 @@ class Exact:
     """Coordinates, which are whole numbers here: every sum of features is exact."""
 
     n_features, cutoff, reads_rows = 3, 2.0, False
-    components = {"exact": slice(0, 3)}
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         self.species = tuple(species)
+
+    @property
+    def components(self) -> dict[str, slice]:
+        return {"exact": slice(0, 3)}
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,204 @@
+"""A fitted model: what it says of environments and structures, from their features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.core.factor import Factor, reciprocal
+from dlpr.core.models import Model, Targets, Which
+from dlpr.core.rows import FloatArray, IntArray, square_norm
+
+UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE = 1, 2, 4
+"""Bits of what is unseen: species that no training structure has; an environment unlike all
+references of a kernel."""
+Mapped = Sequence[tuple[int, Which, FloatArray]]
+"""What `Model.mapped` gives of some environments."""
+
+
+def prior_ratio(rigidity: FloatArray, square: FloatArray, mu: float) -> FloatArray:
+    """``R / (mu / |g|^2)``: 1 where the data say nothing, large where they speak.
+
+    A zero row counts as 1; with ``mu = 0`` the ratio is infinite wherever the data constrain.
+    """
+    ratio = np.ones_like(rigidity)
+    told = (square > 0) & (rigidity > 0)
+    if mu > 0:
+        ratio[told] = rigidity[told] * square[told] / mu
+    else:
+        ratio[told] = np.inf
+    return ratio
+
+
+@dataclass(frozen=True)
+class Environments:
+    """What a fit says of n environments."""
+
+    lpr: FloatArray
+    """(n,); 0 where an environment is unlike all references of a kernel"""
+    prior_ratio: FloatArray
+    """(n,)"""
+    residual: FloatArray | None
+    """(n,) prior variance that the rows do not have, in that of the weights; None: none"""
+    unlike: NDArray[np.bool_]
+    """(n,) whether an environment is unlike all references of a kernel"""
+    energy: FloatArray | None
+    """(n,) eV; None without weights"""
+    variance: FloatArray
+    """(n,) of the energy, per unit of the scale squared: ``1/R + residual/mu``"""
+    components: dict[str, FloatArray]
+    """(n,) LCPR of each part of the features"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights and factored Hessian of one model."""
+
+    model: Model
+    mu: float
+    whole: Factor | None
+    """for rows of structures; None: not at hand"""
+    blocks: tuple[Factor, ...]
+    """for rows that live in one block of columns: ``(H^-1)_bb``"""
+    weights: FloatArray | None
+    """(n_columns,) None: the training set has no labels"""
+    isolated: FloatArray
+    """(n_species,) energies of isolated atoms that stand beside the weights"""
+    components: Mapping[str, tuple[Factor, ...]] = field(default_factory=dict)
+    """for rows that live in one part of the features, in each block"""
+
+    def environments(self, features: FloatArray, species: IntArray, mapped: Mapped) -> Environments:
+        """Rigidity, energy and variance of environments.
+
+        Parameters
+        ----------
+        features : (n, n_features) float64
+        species : (n,) int
+            Central species, as an index into the descriptor's.
+        mapped
+            What ``model.mapped`` gave for them.
+        """
+        n = len(features)
+        square, rigidity = np.empty(n), np.empty(n)
+        parts = {name: np.empty(n) for name in self.components}
+        residual, energy = None, self.isolated[species]
+        unlike = np.zeros(n, bool)
+        for number, which, own in mapped:
+            block, rows = self.model.placed(number, own)
+            square[which] = square_norm(rows)
+            rigidity[which] = self.blocks[block].rigidity(rows)
+            for name, first, last in self.model.map.components if parts else ():
+                factor = self.components[name][block]
+                parts[name][which] = factor.rigidity(rows[:, first:last])
+            if self.weights is not None:
+                energy[which] += rows @ self.weights[self.model.layout.slice(block)]
+            if self.model.map.is_sparse:
+                residual = np.zeros(n) if residual is None else residual
+                residual[which] = self.model.map.residual(features[which], own)
+                unlike[which] = ~own.any(axis=1)
+        variance = reciprocal(rigidity) + self._unseen(residual)
+        rigidity[unlike], square[unlike] = 0.0, 0.0
+        ratio = prior_ratio(rigidity, square, self.mu)
+        told = energy if self.weights is not None else None
+        return Environments(rigidity, ratio, residual, unlike, told, variance, parts)
+
+    def _unseen(self, residual: FloatArray | None) -> FloatArray | float:
+        """``residual/mu``: what the sparse model cannot see, beside ``1/R``."""
+        if residual is None:
+            return 0.0
+        if self.mu > 0.0:
+            return residual / self.mu
+        return np.where(residual > 0.0, np.inf, 0.0)
+
+    def structures(
+        self, sums: FloatArray, count: IntArray
+    ) -> tuple[FloatArray | None, FloatArray | None, FloatArray]:
+        """PR in the model's convention, total energies, and the convention's factors.
+
+        Parameters
+        ----------
+        sums : (n, model.stored.n_columns) float64
+            Rows of environments summed over structures.
+        count : (n, n_species) int
+            Atoms.
+
+        Returns
+        -------
+        pr : (n,) float64, or None without a factor of all columns
+            0 where all environments are unlike the references of a kernel.
+        energy : (n,) float64, or None without weights
+            eV
+        factor : (n,) float64
+            From sums to rows.
+        """
+        rows, factor = self.model.structures(sums, count)
+        pr = None if self.whole is None else self.whole.rigidity(rows)
+        if pr is not None and self.model.map.is_sparse:
+            pr[~sums.any(axis=1)] = 0.0
+        energy = None
+        if self.weights is not None:
+            energy = rows @ self.weights / factor + count @ self.isolated
+        return pr, energy, factor
+
+    def structure_components(self, sums: FloatArray, count: IntArray) -> dict[str, FloatArray]:
+        """CPR (n,) of each part of the features; parameters as of `structures`."""
+        assert self.whole is not None
+        rows, _ = self.model.structures(sums, count)
+        found = {}
+        for name in self.components:
+            masked = np.zeros_like(rows)
+            for columns in self.model.component(name):
+                masked[:, columns] = rows[:, columns]
+            found[name] = self.whole.rigidity(masked)
+        return found
+
+    def structure_variance(
+        self, pr: FloatArray, factor: FloatArray, residual: FloatArray | None
+    ) -> FloatArray:
+        """Variance of total energies (n,), per unit of the scale squared.
+
+        ``1/(R factor^2)``, and of a sparse kernel ``(sum_i sqrt(residual_i))^2/mu`` beside it: at
+        least the residual of the sum, and equal to it where environments are unlike the references
+        in the same way.
+
+        Parameters
+        ----------
+        pr, factor : (n,) float64
+            What `structures` gave.
+        residual : (n,) float64, optional
+            ``sum_i sqrt(residual_i)`` over the environments of each structure.
+        """
+        variance = reciprocal(pr)
+        if self.model.map.is_sparse and self.mu > 0.0:
+            variance[pr == 0.0] = 0.0  # unlike all references: the residual is all there is
+        square = None if residual is None else np.square(residual)
+        return variance / factor**2 + self._unseen(square)
+
+    def derivative_variance(self, sums: FloatArray) -> FloatArray:
+        """Variance (n,) of derivatives of the energy, per unit of the scale squared: ``1/R``.
+
+        What a kernel's references cannot see is not in it.
+
+        Parameters
+        ----------
+        sums : (n, sum of the map's raw_widths) float64
+            Derivatives of summed rows of environments, not finished yet.
+        """
+        assert self.whole is not None
+        n, mapping = len(sums), self.model.map
+        blocks = np.split(sums, np.cumsum(mapping.raw_widths)[:-1], axis=1)
+        rows = np.hstack([mapping.finish(number, block) for number, block in enumerate(blocks)])
+        no_atoms = np.zeros((n, self.model.stored.n_blocks))
+        targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n))
+        rows = np.hstack(self.model.sides(targets)[:-1])[:, self.model.columns]
+        return reciprocal(self.whole.rigidity(rows * self.model.scale))
+
+    def gradient(self, species: int, features: FloatArray) -> FloatArray:
+        """Gradients (n, n_features) of the energies of environments of one central species, eV."""
+        assert self.weights is not None
+        block = self.model.layout.slice(0 if self.model.shared else species)
+        weights = self.weights[block][: self.model.map.widths[species]]
+        return self.model.map.gradient(species, features, weights)
