@@ -10,7 +10,6 @@ All errors are those of the rows as folded: convention and weights of the loss a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,7 +18,6 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh, qr, solve_tri
 
 from dlpr.core.factor import EPS, SPAN_RTOL, reciprocal
 from dlpr.core.folds import Gram, Triangle, absorb
-from dlpr.core.quantiles import QuantileSketch
 from dlpr.core.rows import FloatArray, square_norm
 from dlpr.errors import JobError, NumericsError
 
@@ -246,8 +244,7 @@ class Scan:
         Parameters
         ----------
         square_error : (n_mu,) float64
-            Sums of squared errors of these weights, by `residual_square` of the fold of the
-            validation rows or by `square_error` of the rows themselves.
+            Sums of squared errors of these weights, see `square_error`.
         n : float
             Validation rows, or the sum of their weights.
         """
@@ -277,67 +274,9 @@ def scan(decomposition: Decomposition, mu: FloatArray) -> Scan:
     return Scan(mu, decomposition.weights(mu), decomposition.rmse(mu))
 
 
-def residual_square(
-    fold: Gram | Triangle, weights: FloatArray, mix: FloatArray = TARGET
-) -> FloatArray:
-    """Sums of squares ``|Z mix - G w|^2`` over the folded rows, which need not be at hand.
-
-    With ``s = |y| + sigma_max |w|``: of a triangle a norm, whose root is exact to some eps s; of a
-    Gram matrix a difference, exact to some ``eps s^2``.
-
-    Parameters
-    ----------
-    fold : Gram or Triangle
-        Of rows ``[G, Z]``.
-    weights : (n_columns, n_mu) float64
-    mix : (k,) float64
-
-    Returns
-    -------
-    (n_mu,) float64
-    """
-    tips = np.vstack([-weights, np.tile(mix[:, None], (1, weights.shape[1]))])
-    _check(fold, len(weights), mix)
-    if isinstance(fold, Triangle):
-        return square_norm((fold.matrix @ tips).T)
-    upper = np.triu(fold.matrix)
-    half = upper @ tips - 0.5 * upper.diagonal()[:, None] * tips
-    squares: FloatArray = np.maximum(2.0 * np.einsum("ij,ij->j", tips, half), 0.0)
-    return squares
-
-
 def square_error(rows: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """Sums of squared errors (n_mu,) of rows (n, n_columns) with targets y (n,)."""
     return square_norm((rows @ weights - y[:, None]).T)
-
-
-def rigidity_quantiles(
-    decomposition: Decomposition,
-    mu: FloatArray,
-    blocks: Iterable[FloatArray],
-    levels: Sequence[float],
-) -> FloatArray:
-    """Quantiles of the rigidities of many rows for every regularizer.
-
-    Parameters
-    ----------
-    decomposition : Decomposition
-    mu : (n_mu,) float64
-    blocks : iterable of (n, n_columns) float64
-        Rows, one block in memory at a time.
-    levels : sequence of float
-        From 0 to 1.
-
-    Returns
-    -------
-    (n_mu, n_levels) float64
-        To a relative 2^-11, see `QuantileSketch.quantile`.
-    """
-    sketches = [QuantileSketch() for _ in mu]
-    for rows in blocks:
-        for sketch, values in zip(sketches, decomposition.rigidity(rows, mu).T, strict=True):
-            sketch.add(values)
-    return np.array([[sketch.quantile(level) for level in levels] for sketch in sketches])
 
 
 def _above(sigma: FloatArray, noise: float) -> int:

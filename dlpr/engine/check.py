@@ -55,9 +55,9 @@ def _check_derivatives(job: Job) -> None:
                 f"out."
             )
     kernel = job.model.kernel
-    if kernel is not None and kernel.references.files is not None and calculator.reads_rows:
+    if kernel is not None and kernel.references.file is not None and calculator.reads_rows:
         raise JobError(
-            "model.kernel.references.files needs a descriptor that is computed from atoms; this "
+            "model.kernel.references.file needs a descriptor that is computed from atoms; this "
             "job's features come from files. Take references of the training set: count, indices."
         )
 

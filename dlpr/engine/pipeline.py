@@ -100,7 +100,7 @@ class Pipeline:
     def set_spec(self, name: str) -> SetSpec:
         """What the job says about a set; a test set of any name may be the training set."""
         if name == REFERENCES:  # read as the training set is
-            files = self.job.model.spec.references.files
+            files = self.job.model.spec.references.file
             other = {"files": files, "where": None, "group_by": None, "keys": Keys()}
             return self.job.train.model_copy(update=other)
         spec = self.job.test.get(name, self.job.train)
@@ -110,7 +110,7 @@ class Pipeline:
         """The training set, and the test sets that have structures of their own."""
         names = ["train", *(n for n, s in self.job.test.items() if isinstance(s, SetSpec))]
         kernel = self.job.model.kernel
-        return [*names, REFERENCES] if kernel and kernel.references.files else names
+        return [*names, REFERENCES] if kernel and kernel.references.file else names
 
     def species(self) -> list[int]:
         """All species of the job: they fix the columns."""
@@ -170,7 +170,7 @@ class Pipeline:
     def references(self) -> StageFolder:
         """The reference environments of a kernel."""
         spec = self.job.model.spec
-        name = "train" if spec.references.files is None else REFERENCES
+        name = "train" if spec.references.file is None else REFERENCES
 
         def make() -> StageFolder:
             if spec.references.count is not None:  # to choose, features are read again and again

@@ -70,7 +70,7 @@ def columns(
     if model.kernel:
         spec, most = model.kernel.references, sizes["train"].n_environments
         count = spec.count
-        if spec.files is not None:
+        if spec.file is not None:
             count = sizes[REFERENCES].n_environments
         elif spec.indices is not None:
             count = len(spec.indices)

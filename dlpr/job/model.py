@@ -83,13 +83,13 @@ class References(Section):
     indices: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = Field(
         default=None, description="numbers >= 0 of training environments, in their order"
     )
-    files: Files | None = Field(
-        default=None, description="files of structures all of whose environments are taken"
+    file: Files | None = Field(
+        default=None, description="a file of structures all of whose environments are taken"
     )
 
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> References:
-        ways = ("count", "indices", "files")
+        ways = ("count", "indices", "file")
         given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -105,7 +105,7 @@ class Kernel(_Weights):
 
     zeta: Count = 2
     normalize: bool = True
-    references: References = Field(description="a mapping with one of: count, indices, files")
+    references: References = Field(description="a mapping with one of: count, indices, file")
     scale: Literal["none"] = "none"
     centre_species: Literal["separate"] = "separate"
 

@@ -164,7 +164,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 def _choose(blocks: _Blocks, kernel: Json, symbol: str, store: StructureStore) -> IntArray:
     """Numbers of the environments that are to be references of one species."""
     spec, every = kernel["references"], blocks.every
-    if spec["files"] is not None:
+    if spec["file"] is not None:
         return every
     if spec["indices"] is not None:
         return np.intersect1d(_stored_numbers(store, np.array(spec["indices"])), every)

