@@ -7,16 +7,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns, full_columns, reduced_columns, spectrum_factor
-from dlpr.descriptors.hypers import check_hypers
+from dlpr.descriptors.kind import FeatomicKind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, complete_cell
-from dlpr.descriptors.pieces import compute_in_batches, sorted_species
+from dlpr.descriptors.pieces import compute_in_batches
 from dlpr.errors import InputError
 from dlpr.structures.frames import Piece
 
@@ -31,7 +30,7 @@ def memory_nbytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-class Lode:
+class Lode(FeatomicKind):
     """Power spectrum of featomic's LODE coefficients, without its exact duplicate columns.
 
     Every atom of a periodic cell, and every image of it, enters every environment, with a smeared
@@ -58,18 +57,14 @@ class Lode:
         If a hyperparameter is unknown, missing or out of range, or featomic refuses them.
     """
 
+    kind = "lode"
+
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         from dlpr.descriptors.fourier import lode_channels
 
-        self._hypers = check_hypers(hypers, "lode")
-        self.species = sorted_species(species)
-        self._parameters = json.dumps(self._hypers)
+        super().__init__(hypers, species)
+        self._parameters = json.dumps(self.hypers)
         self._channels = lode_channels(self._parameters)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the tables of columns, which are quickly made again."""
-        cached = ("columns", "_factor")
-        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     @property
     def cutoff(self) -> float:
@@ -95,29 +90,6 @@ class Lode:
     def _factor(self) -> NDArray[np.float64]:
         """Factor of each column on the sum over m, (n_features,)."""
         return spectrum_factor(self.columns)
-
-    @property
-    def components(self) -> dict[str, slice]:
-        """One component, lode."""
-        return {"lode": slice(0, self.n_features)}
-
-    @property
-    def reads_rows(self) -> bool:
-        """False: rows follow from the atoms."""
-        return False
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that decides the columns and their values, as JSON can hold it."""
-        return {
-            "lode": self._hypers,
-            "species": list(self.species),
-            "featomic": version("featomic"),
-        }
-
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """Mark the columns, (n_features,), in which a neighbour species takes part."""
-        first, second = self.columns["neighbour_1"], self.columns["neighbour_2"]
-        return np.asarray((first == species) | (second == species))
 
     def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Compute the features of the centres of some pieces.
@@ -182,7 +154,7 @@ class Lode:
         """What featomic holds: two sums over waves for each atom and each species around it."""
         from dlpr.descriptors.fourier import wave_cutoff
 
-        n_waves = volume * wave_cutoff(self._hypers) ** 3 / (12.0 * np.pi**2) + 1.0
+        n_waves = volume * wave_cutoff(self.hypers) ** 3 / (12.0 * np.pi**2) + 1.0
         n_coefficients = sum(size * (2 * l_ + 1) for l_, size in self._channels)
         return 16.0 * n_waves * (n_atoms * (1 + len(self.species)) + n_coefficients)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
-from dlpr.descriptors.hypers import check_hypers
+from dlpr.descriptors.kind import FeatomicKind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Surroundings, surroundings_nbytes
-from dlpr.descriptors.pieces import compute_in_batches, sorted_species
+from dlpr.descriptors.pieces import compute_in_batches
 from dlpr.structures.frames import Piece
 
 BATCH = 512
@@ -25,7 +24,7 @@ _NODE_NBYTES = 200
 """Per neighbour, to evaluate its radial functions."""
 
 
-class RadialSpectrum:
+class RadialSpectrum(FeatomicKind):
     """Radial spectrum of featomic: invariants of one neighbour at a time.
 
     Columns are (neighbour, n) for all species of the whole job. featomic defines the spectrum as
@@ -44,21 +43,22 @@ class RadialSpectrum:
         If a hyperparameter is unknown, missing or out of range, or featomic refuses them.
     """
 
+    kind = "radial"
+
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         from dlpr.descriptors.native import channels
 
-        self._hypers = check_hypers(hypers, "radial")
-        self.species = sorted_species(species)
-        basis = dict(self._hypers["basis"])
+        super().__init__(hypers, species)
+        basis = dict(self.hypers["basis"])
         by_angular = {"0": basis.pop("radial")}
         expansion = {"type": "Explicit", "by_angular": by_angular, **basis}
-        self._parameters = json.dumps({**self._hypers, "basis": expansion})
+        self._parameters = json.dumps({**self.hypers, "basis": expansion})
         self._channels = channels(self._parameters, "radial")
 
     @property
     def cutoff(self) -> float:
         """Radius of an environment in Å."""
-        return float(self._hypers["cutoff"]["radius"])
+        return float(self.hypers["cutoff"]["radius"])
 
     @property
     def n_features(self) -> int:
@@ -77,28 +77,6 @@ class RadialSpectrum:
             "neighbour": np.repeat(np.array(self.species, np.int32), n_radial),
             "n": np.tile(np.arange(n_radial, dtype=np.int32), len(self.species)),
         }
-
-    @property
-    def components(self) -> dict[str, slice]:
-        """One component, radial."""
-        return {"radial": slice(0, self.n_features)}
-
-    @property
-    def reads_rows(self) -> bool:
-        """False: rows follow from the atoms."""
-        return False
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that decides the columns and their values, as JSON can hold it."""
-        return {
-            "radial": self._hypers,
-            "species": list(self.species),
-            "featomic": version("featomic"),
-        }
-
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """Mark the columns, (n_features,), of a neighbour species."""
-        return np.asarray(self.columns["neighbour"] == species)
 
     def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Compute the features of the centres of some pieces.

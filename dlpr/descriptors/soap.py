@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns, full_columns, reduced_columns, spectrum_factor
-from dlpr.descriptors.hypers import check_hypers
+from dlpr.descriptors.kind import FeatomicKind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Surroundings, surroundings_nbytes
-from dlpr.descriptors.pieces import check_piece, compute_in_batches, sorted_species
+from dlpr.descriptors.pieces import check_piece, compute_in_batches
 from dlpr.descriptors.spectrum import LANES, SLOTS, WIDTH, power_spectrum
 from dlpr.structures.frames import Piece
 
@@ -25,7 +24,7 @@ _MARGIN = 1.3
 """On what was measured, see `CALL_NBYTES`."""
 
 
-class Soap:
+class Soap(FeatomicKind):
     """SOAP power spectrum of featomic, without its exact duplicate columns.
 
     Columns are (neighbour_1 <= neighbour_2, l, n_1, n_2) for all pairs of the species of the whole
@@ -44,23 +43,19 @@ class Soap:
         If a hyperparameter is unknown, missing or out of range, or featomic refuses them.
     """
 
+    kind = "soap"
+
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         from dlpr.descriptors.native import channels
 
-        self._hypers = check_hypers(hypers, "soap")
-        self.species = sorted_species(species)
-        self.parameters = json.dumps(self._hypers)
+        super().__init__(hypers, species)
+        self.parameters = json.dumps(self.hypers)
         self.channels = channels(self.parameters, "soap")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the tables of columns, which are quickly made again."""
-        cached = ("columns", "full_columns", "place", "_factor")
-        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     @property
     def cutoff(self) -> float:
         """Radius of an environment in Å."""
-        return float(self._hypers["cutoff"]["radius"])
+        return float(self.hypers["cutoff"]["radius"])
 
     @property
     def n_features(self) -> int:
@@ -89,29 +84,6 @@ class Soap:
     def _factor(self) -> NDArray[np.float64]:
         """Factor of each column on the sum over m, (n_features,)."""
         return spectrum_factor(self.columns)
-
-    def settings(self) -> dict[str, Any]:
-        """Return all that decides the columns and their values, as JSON can hold it."""
-        return {
-            "soap": json.loads(self.parameters),
-            "species": list(self.species),
-            "featomic": version("featomic"),
-        }
-
-    @property
-    def components(self) -> dict[str, slice]:
-        """One component, soap."""
-        return {"soap": slice(0, self.n_features)}
-
-    @property
-    def reads_rows(self) -> bool:
-        """False: rows follow from the atoms."""
-        return False
-
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """Mark the columns, (n_features,), in which a neighbour species takes part."""
-        first, second = self.columns["neighbour_1"], self.columns["neighbour_2"]
-        return np.asarray((first == species) | (second == species))
 
     def expand(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return rows in featomic's full layout, (n_rows, n_full_columns)."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
+from dlpr.descriptors.kind import Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import sorted_species
 from dlpr.descriptors.row_files import RowFile, fingerprint, open_rows
@@ -21,7 +22,7 @@ from dlpr.structures.frames import Piece
 _KEYS = ("file", "fingerprint")
 
 
-class UserFeatures:
+class UserFeatures(Kind):
     """Rows of one file for one set of structures.
 
     Row k belongs to environment k of the set: structures in the order of the source files, without
@@ -42,6 +43,8 @@ class UserFeatures:
     InputError
         If the file cannot be used, or has changed since the plan.
     """
+
+    kind = "features"
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
         for key in options:
@@ -90,11 +93,6 @@ class UserFeatures:
         return self._rows.columns
 
     @property
-    def components(self) -> dict[str, slice]:
-        """One component, features."""
-        return {"features": slice(0, self.n_features)}
-
-    @property
     def reads_rows(self) -> bool:
         """True: rows follow from `Piece.row`."""
         return True
@@ -103,10 +101,6 @@ class UserFeatures:
         """Return the file and what tells whether it is still the same, as JSON can hold it."""
         options = {"file": str(self.path), "fingerprint": self._fingerprint}
         return {"features": options, "species": list(self.species)}
-
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """Mark no column, (n_features,): what they depend on is the user's."""
-        return np.zeros(self.n_features, np.bool_)
 
     def check_rows(self, n_environments: int, name: str) -> None:
         """Refuse a file that has not one row for each environment of a set.

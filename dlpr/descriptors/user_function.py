@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
+from dlpr.descriptors.kind import Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import centres_of, check_piece, sorted_species
 from dlpr.errors import InputError, JobError
@@ -30,7 +31,7 @@ _PROBE_SPACING = 3.0
 _log = logging.getLogger(__name__)
 
 
-class UserFunction:
+class UserFunction(Kind):
     """A function from structures to one array of features for each.
 
     ``function(list of ase.Atoms, **options)`` returns a list of arrays (n_atoms, n_features), rows
@@ -55,6 +56,8 @@ class UserFunction:
         If a key is unknown, the function cannot be imported, or its file has changed since the
         plan.
     """
+
+    kind = "python"
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
         for key in options:
@@ -136,16 +139,6 @@ class UserFunction:
         """The columns, arrays (n_features,): column."""
         return {"column": np.arange(self.n_features, dtype=np.int32)}
 
-    @property
-    def components(self) -> dict[str, slice]:
-        """One component, python."""
-        return {"python": slice(0, self.n_features)}
-
-    @property
-    def reads_rows(self) -> bool:
-        """False: rows follow from the atoms."""
-        return False
-
     def settings(self) -> dict[str, Any]:
         """Return what is called, with what, and a digest of its file, as JSON can hold it."""
         options = {
@@ -158,10 +151,6 @@ class UserFunction:
             "source_sha256": self._source,
         }
         return {"python": options, "species": list(self.species)}
-
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """Mark no column, (n_features,): what they depend on is the user's."""
-        return np.zeros(self.n_features, np.bool_)
 
     def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Call the function with all pieces that have centres.
