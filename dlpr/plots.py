@@ -28,7 +28,7 @@ MOST_POINTS = 5000
 """Points that a picture draws one by one; of more, so many are drawn, evenly chosen."""
 FEW_DECADES = 100.0
 """Ends of an axis of less than this ratio have few powers of ten between them."""
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.spines.top": False,
@@ -39,6 +39,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "dlpr",
 }
+"""Of every picture but the demo's."""
 _METADATA: Any = {
     ".svg": {"Date": None},
     ".pdf": {"CreationDate": None},
@@ -66,7 +67,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     from matplotlib.figure import Figure
 
     suffix = check_picture(path).suffix.lower()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with atomic_file(path) as file:

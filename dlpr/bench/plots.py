@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlpr.bench.measure import OURS, Row
 from dlpr.bench.report import HOURS, Report
+from dlpr.plots import STYLE
 from dlpr.store.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "legend.frameon": False,
-}
 _OURS, _PEER = "#2f7fbf", "#a9adb3"
 
 
@@ -46,7 +37,7 @@ def _drawn(path: Path, function: Callable[[Report, Axes], None], report: Report)
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 4.6), layout="constrained")
         function(report, figure.subplots())
         with atomic_file(path) as file:

@@ -9,171 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read, write
-from pipeline_cases import TINY, Outcome, assert_same_bits, crystals, full_features, make_job, run
+from models_cases import FORMS, KERNEL, LINEAR, MU, SPECIES, Array, Plain, chosen, data, done, load
+from pipeline_cases import TINY, assert_same_bits, full_features, make_job, run
 from scipy.linalg import qr, solve_triangular
 
-from dlpr.engine.check import check_job
 from dlpr.engine.executors import WorkExecutor
-from dlpr.errors import InputError, JobError
 
-Array = np.ndarray[Any, Any]
-SPECIES = [31, 33]
-MU = 1e-3
-STEP = 1e-4
-KERNEL = {"regularizer": MU, "references": {"count": 5}}
-LINEAR = {"regularizer": MU, "scale": "none"}
-FORMS = [("cholesky", 12), ("cholesky", 4096), ("qr", 4096), ("dual", 4096)]
-"""Solver and tile columns: tiles, and the three forms of one piece."""
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-
-
-def labelled(n: int, seed: int) -> list[Atoms]:
-    """Crystals of GaAs, of two groups; every third lacks a stress, every fourth its forces."""
-    rng = np.random.default_rng(seed)
-    frames = crystals(("Ga", "As"), n, seed)
-    for k, atoms in enumerate(frames):
-        results = {"energy": atoms.info.pop("energy") * len(atoms)}
-        if k % 4:
-            results["forces"] = rng.normal(size=(len(atoms), 3))
-        if k % 3:
-            results["stress"] = rng.normal(size=6)
-        atoms.calc = SinglePointCalculator(atoms, **results)
-    return frames
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write(folder / "train.xyz", labelled(9, 0), format="extxyz")
-    write(folder / "test.xyz", labelled(4, 1), format="extxyz")
-    return folder
-
-
-def load(data: Path, name: str) -> list[Atoms]:
-    return list(read(data / f"{name}.xyz", ":"))
-
-
-def done(data: Path, output: str, **settings: Any) -> Outcome:
-    job = make_job(
-        data,
-        {"files": "train.xyz", "group_by": "config_type"},
-        {"train": "train", "test": {"files": "test.xyz"}},
-        hypers=TINY,
-        output=output,
-        **settings,
-    )
-    return run(job)
-
-
-class Plain:
-    """A model by NumPy and SciPy: derivatives by differences, everything in memory."""
-
-    def __init__(self, references: dict[int, Array] | None, constant: float = 0.0) -> None:
-        """References by species, of a kernel of unit vectors with zeta 2; None: linear."""
-        self.references, self.constant = references, constant
-
-    def phi(self, frames: list[Atoms]) -> Array:
-        """Rows of environments: a block for each species, energies of atoms behind each."""
-        features = full_features(frames, SPECIES, TINY)
-        number = np.concatenate([atoms.numbers for atoms in frames])
-        blocks = []
-        for z in SPECIES:
-            rows = features
-            if self.references is not None:
-                rows = self._kernel(features, self.references[z])
-            if self.constant:
-                rows = np.hstack([rows, np.full((len(rows), 1), self.constant)])
-            blocks.append(rows * (number == z)[:, None])
-        return np.hstack(blocks)
-
-    @staticmethod
-    def _kernel(features: Array, references: Array) -> Array:
-        unit, points = (x / np.linalg.norm(x, axis=1)[:, None] for x in (features, references))
-        eigenvalue, vectors = np.linalg.eigh((points @ points.T) ** 2)
-        kept = eigenvalue > 1e-12 * eigenvalue[-1]
-        return (unit @ points.T) ** 2 @ (vectors[:, kept] / np.sqrt(eigenvalue[kept]))
-
-    def total(self, atoms: Atoms) -> Array:
-        return self.phi([atoms]).sum(axis=0)
-
-    def forces(self, atoms: Atoms) -> Array:
-        rows = []
-        for j in range(len(atoms)):
-            for a in range(3):
-                sides = []
-                for step in (STEP, -STEP):
-                    moved = atoms.copy()
-                    moved.positions[j, a] += step
-                    sides.append(self.total(moved))
-                rows.append((sides[1] - sides[0]) / (2 * STEP))
-        return np.array(rows)
-
-    def stress(self, atoms: Atoms) -> Array:
-        rows = []
-        for a, b in VOIGT:
-            sides = []
-            for step in (STEP, -STEP):
-                strain = np.eye(3)
-                strain[a, b] += step / 2
-                strain[b, a] += step / 2
-                moved = atoms.copy()
-                moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-                sides.append(self.total(moved))
-            rows.append((sides[0] - sides[1]) / (2 * STEP * atoms.get_volume()))
-        return np.array(rows)
-
-    def loss_rows(self, frames: list[Atoms], loss: dict[str, float]) -> tuple[Array, Array]:
-        """All rows times the roots of their weights, and their targets."""
-        rows, targets = [], []
-        for atoms in frames:
-            results = atoms.calc.results
-            factor = loss.get(atoms.info["config_type"], 1.0)
-            if loss.get("energy", 1.0) and "energy" in results:
-                root = np.sqrt(loss.get("energy", 1.0) * factor) / len(atoms)
-                rows.append(self.total(atoms)[None] * root)
-                targets.append([results["energy"] * root])
-            if loss.get("forces") and "forces" in results:
-                root = np.sqrt(loss["forces"] * factor)
-                rows.append(self.forces(atoms) * root)
-                targets.append(results["forces"].ravel() * root)
-            if loss.get("stress") and "stress" in results:
-                roots = np.sqrt(loss["stress"] * factor * np.array([1, 1, 1, 2, 2, 2]))
-                rows.append(self.stress(atoms) * roots[:, None])
-                targets.append(results["stress"] * roots)
-        return np.concatenate(rows), np.concatenate(targets)
-
-    def check(
-        self, found: Outcome, data: Path, loss: dict[str, float], rtol: float, mu: float = MU
-    ) -> None:
-        """Rigidities and energies of both sets."""
-        rows, targets = self.loss_rows(load(data, "train"), loss)
-        n = rows.shape[1]
-        stacked = np.vstack([rows, np.sqrt(mu) * np.eye(n)])
-        q, triangle = qr(stacked, mode="economic")
-        weights = solve_triangular(triangle, q[: len(rows)].T @ targets)
-        for name in ("train", "test"):
-            frames, arrays = load(data, name), found.sets[name]
-            phi = self.phi(frames)
-            edges = np.cumsum([0, *map(len, frames)])
-            mean = np.array([phi[a:b].mean(axis=0) for a, b in pairwise(edges)])
-            for array, own in (("environment_lpr", phi), ("structure_pr", mean)):
-                rigidity = 1 / np.square(solve_triangular(triangle, own.T, trans="T")).sum(axis=0)
-                np.testing.assert_allclose(arrays[array], rigidity, rtol=rtol, err_msg=array)
-            energy = phi @ weights
-            scale = np.abs(energy).max()
-            close = {"rtol": 0, "atol": 10 * rtol * scale}
-            np.testing.assert_allclose(arrays["environment_energy"], energy, **close)
-            total = np.add.reduceat(energy, edges[:-1])
-            np.testing.assert_allclose(arrays["structure_energy"], total, **close)
-
-
-def chosen(found: Outcome, data: Path) -> dict[int, Array]:
-    """The features of the references that a run chose."""
-    features = full_features(load(data, "train"), SPECIES, TINY)
-    part = found.used["references"].read_part(0)
-    return {z: features[part[f"environment_{k}"]] for k, z in enumerate(SPECIES)}
+__all__ = ["data"]
 
 
 @pytest.mark.parametrize("solver", ["auto", "qr", "cholesky"])
@@ -282,57 +124,6 @@ def test_bits_of_a_kernel_with_forces_do_not_depend_on_the_order_of_tasks(data: 
     assert_same_bits(found[0].output, found[1].output)
 
 
-@pytest.mark.parametrize(
-    "references",
-    [
-        {"indices": [3, 1, 8, 30]},
-        {"file": "test.xyz"},
-        {"count": 4, "method": "random", "seed": 3},
-        {"count": 4, "method": "cur"},
-        {"count": {"Ga": 2, "As": 3}},
-    ],
-    ids=lambda value: "-".join(map(str, value)),
-)
-def test_references_of_every_kind(data: Path, references: dict[str, Any]) -> None:
-    model = {"kernel": {"regularizer": MU, "references": references}}
-    found = done(data, f"references-{'-'.join(references)}-{len(str(references))}", model=model)
-    facts = found.used["references"].receipts()[-1].facts["references"]
-    part = found.used["references"].read_part(0)
-    if "count" in references:
-        count = references["count"]
-        expected = count if isinstance(count, dict) else dict.fromkeys(("Ga", "As"), count)
-        assert {symbol: own["count"] for symbol, own in facts.items()} == expected
-    elif "indices" in references:
-        taken = np.concatenate([part[f"environment_{k}"] for k in range(2)])
-        np.testing.assert_array_equal(np.sort(taken), [1, 3, 8, 30])
-    else:
-        assert sum(own["count"] for own in facts.values()) == sum(map(len, load(data, "test")))
-    assert np.isfinite(found.sets["test"]["environment_lpr"]).all()
-
-
-def test_energies_that_some_structures_lack(tmp_path: Path) -> None:
-    """Without one they are no rows; where none has one, all are, and nothing is predicted."""
-    frames = crystals(("Ga", "As"), 8)
-    for k, atoms in enumerate(frames):
-        if k > 4:
-            del atoms.info["energy"]
-    write(tmp_path / "some.xyz", frames)
-    write(tmp_path / "five.xyz", frames[:5])
-    for atoms in frames:
-        atoms.info.pop("energy", None)
-    write(tmp_path / "none.xyz", frames)
-    test = {"test": {"files": "some.xyz"}}
-    some, five, none = (
-        run(make_job(tmp_path, f"{name}.xyz", test, LINEAR, TINY, output=name))
-        for name in ("some", "five", "none")
-    )
-    lpr = "environment_lpr"
-    np.testing.assert_array_equal(some.sets["test"][lpr], five.sets["test"][lpr])
-    assert none.facts["n_rows"] == 8
-    assert "environment_energy" in some.sets["test"]
-    assert "environment_energy" not in none.sets["test"]
-
-
 @pytest.mark.parametrize(("solver", "tile_columns"), FORMS)
 def test_parts_of_the_features_have_rigidities_of_their_own(
     data: Path, solver: str, tile_columns: int
@@ -376,24 +167,6 @@ def test_parts_of_the_features_have_rigidities_of_their_own(
             np.testing.assert_allclose(found.sets["test"][array], expected, rtol=1e-7)
 
 
-def test_labels_that_nobody_has_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "train.xyz", crystals(("Ga", "As"), 4))
-    with pytest.raises(InputError, match="the loss has forces, but no structure"):
-        run(make_job(tmp_path, hypers=TINY, loss={"forces": 1.0}))
-
-
-def test_references_beyond_the_training_set_are_refused(data: Path) -> None:
-    model = {"kernel": {"regularizer": MU, "references": {"indices": [100000]}}}
-    with pytest.raises(InputError, match="indices has 100000; the training set has"):
-        done(data, "beyond", model=model)
-
-
-def test_a_baseline_needs_a_regularizer_of_the_model(data: Path) -> None:
-    linear = {"regularizer": 0.0, "baseline": {"composition": {"regularizer": 0.1}}}
-    with pytest.raises(JobError, match="baseline"):
-        check_job(make_job(data, model={"linear": linear}))
-
-
 @pytest.mark.parametrize(
     "linear", [{"rows": "sum"}, {"baseline": {"isolated": {"Ga": -9.0, "As": 2.0}}}], ids=str
 )
@@ -413,55 +186,3 @@ def test_eigh_beyond_the_columns_of_a_tile(data: Path) -> None:
     numerics = {"tile_columns": 5}
     found = done(data, "eigh", model={"linear": LINEAR}, solver="eigh", numerics=numerics)
     Plain(None).check(found, data, {}, rtol=1e-6)
-
-
-@pytest.mark.parametrize("tile_columns", [3, 4096])
-def test_a_species_without_references_is_unknown(data: Path, tile_columns: int) -> None:
-    kernel = {"regularizer": MU, "references": {"indices": [0, 1, 2, 3, 4, 5, 6, 7]}}
-    frames = load(data, "train")
-    number = np.concatenate([atoms.numbers for atoms in frames])
-    gallium = np.flatnonzero(number == 31)[:5].tolist()
-    kernel["references"] = {"indices": gallium}
-    numerics, output = {"tile_columns": tile_columns}, f"one-{tile_columns}"
-    found = done(data, output, model={"kernel": kernel}, numerics=numerics, solver="cholesky").sets[
-        "train"
-    ]
-    arsenic = number == 33
-    assert (found["environment_lpr"][arsenic] == 0.0).all()
-    assert (found["environment_unseen"][arsenic] & 4 > 0).all()
-    assert (found["environment_residual"][arsenic] == 1.0).all()
-    assert (found["environment_lpr"][~arsenic] > 0.0).all()
-    assert np.isfinite(found["structure_pr"]).all()
-
-
-def refused(data: Path, error: type[Exception], match: str, **settings: Any) -> None:
-    with pytest.raises(error, match=match):
-        done(data, "refused", **settings)
-
-
-def test_what_the_training_set_has_not_is_refused(data: Path) -> None:
-    def kernel(**references: Any) -> dict[str, Any]:
-        return {"kernel": {"regularizer": MU, "references": references}}
-
-    refused(data, JobError, "count has Si", model=kernel(count={"Si": 3, "Ga": 2, "As": 1}))
-    refused(data, JobError, "count lacks As", model=kernel(count={"Ga": 2}))
-    isolated = {"linear": {**LINEAR, "baseline": {"isolated": {"Ga": 1.0}}}}
-    refused(data, JobError, "isolated lacks As", model=isolated)
-    refused(data, JobError, "loss.groups has 'strange'.*even, odd", loss={"groups": {"strange": 2}})
-    refused(data, JobError, "dual needs no more rows", solver="dual", loss={"forces": 1.0})
-
-
-def test_references_from_files_are_read_as_the_training_set(tmp_path: Path) -> None:
-    """In bohr, as the job says of the training set: the same environments, the same kernels."""
-    frames = crystals(("Ga", "As"), 6)
-    write(tmp_path / "train.xyz", frames)
-    for atoms in frames:
-        atoms.set_cell(atoms.cell.array / 0.529177210903, scale_atoms=True)
-    write(tmp_path / "bohr.xyz", frames)
-    found = []
-    for name, units in (("train.xyz", {}), ("bohr.xyz", {"units": {"length": "bohr"}})):
-        model = {"kernel": {"regularizer": MU, "references": {"file": name}}}
-        train = {"files": name, **units}
-        found.append(run(make_job(tmp_path, train, hypers=TINY, model=model, output=f"o-{name}")))
-    one, other = (each.sets["train"]["environment_lpr"] for each in found)
-    np.testing.assert_allclose(one, other, rtol=1e-3)
