@@ -16,6 +16,8 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.scheduler.worker-ttl": None,
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 26,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
 }
 """Workers hold blocks, never results: nothing is spilled, and the plan keeps memory in bounds.
 
@@ -23,6 +25,10 @@ SciPy's LAPACK keeps the interpreter for itself, so a worker that factorizes sen
 minutes: it is not taken for dead while its connection stands. The executor hears of every death and
 decides itself (``allowed-failures``). Dask always starts web servers; they listen on loopback, and
 there is nothing on them.
+
+Dask has workers give freed memory back at once, to look small; the next block then pays for every
+page of it again, which doubles the time of features. What a task frees is kept for the next one:
+up to 64 MiB, in pieces of up to 32 MiB, where glibc's own rule ends as well.
 """
 
 
