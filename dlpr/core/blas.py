@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 import scipy.linalg.blas  # noqa: F401  (loads SciPy's BLAS beside NumPy's, so that both are seen)
-from threadpoolctl import ThreadpoolController, threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+
+@lru_cache(maxsize=1)
+def _controller(n_modules: int) -> ThreadpoolController:
+    """All libraries of this process. To look for them costs milliseconds of every task, so that is
+    done again only where modules have been imported since: they bring libraries."""
+    return ThreadpoolController()
 
 
 def blas_kernel() -> str:
@@ -18,7 +28,7 @@ def blas_kernel() -> str:
             for key in ("internal_api", "version", "architecture")
             if info.get(key) is not None
         )
-        for info in ThreadpoolController().info()
+        for info in _controller(len(sys.modules)).info()
         if info["user_api"] == "blas"
     }
     return "; ".join(sorted(found)) or "unknown"
@@ -26,7 +36,7 @@ def blas_kernel() -> str:
 
 _change = threading.Condition()
 _running: list[int] = []
-_limits: list[threadpool_limits] = []
+_limits: list[Any] = []
 
 
 @contextmanager
@@ -39,7 +49,7 @@ def blas_threads(n_threads: int) -> Iterator[None]:
     with _change:
         _change.wait_for(lambda: set(_running) <= {n_threads})
         if not _running:
-            _limits.append(threadpool_limits(n_threads, user_api="blas"))
+            _limits.append(_controller(len(sys.modules)).limit(limits=n_threads, user_api="blas"))
         _running.append(n_threads)
     try:
         yield
