@@ -193,8 +193,7 @@ class Fit:
         rows = np.hstack([mapping.finish(number, block) for number, block in enumerate(blocks)])
         no_atoms = np.zeros((n, self.model.stored.n_blocks))
         targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n))
-        rows = np.hstack(self.model.sides(targets)[:-1])[:, self.model.columns]
-        return reciprocal(self.whole.rigidity(rows * self.model.scale))
+        return reciprocal(self.whole.rigidity(self.model.chosen(targets)))
 
     def gradient(self, species: int, features: FloatArray) -> FloatArray:
         """Gradients (n, n_features) of the energies of environments of one central species, eV."""

@@ -297,9 +297,18 @@ class Model:
             Of the convention, already in the rows.
         """
         targets = energies(sums, count, np.zeros(len(sums)), self.rows)
-        rows = np.hstack(self.sides(targets)[:-1])[:, self.columns]
-        rows *= targets.factor[:, None] * self.scale
-        return rows, targets.factor
+        return self.chosen(targets), targets.factor
+
+    def chosen(self, targets: Targets) -> FloatArray:
+        """The model's own rows (n, layout.n_columns) of some targets, times their factors."""
+        factor, sides = targets.factor[:, None], self.sides(targets)[:-1]
+        if self.constant:
+            rows = np.concatenate(sides, axis=1)
+            rows *= factor * self.scale
+        else:  # all but the numbers of atoms
+            rows = np.concatenate(sides[::2], axis=1)
+            rows *= factor
+        return rows
 
 
 def energies(sums: FloatArray, count: IntArray, energy: FloatArray, convention: str) -> Targets:
