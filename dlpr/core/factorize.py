@@ -83,6 +83,23 @@ def storage_error(dtype: str, conditioning: Conditioning) -> float:
     return TRIANGLE_ERROR * eps * float(np.sqrt(conditioning.condition))
 
 
+def factorize_automatically(
+    fold: Gram | Triangle, mu: float, n_rows: int, n_widest: int
+) -> tuple[HeldFactor, Conditioning]:
+    """`factorize` as suits the fold: a Gram matrix by Cholesky, a triangle by QR.
+
+    Where a triangle has so few directions of data beside mu that rigidities of rows with
+    ``n_widest`` columns are cheaper in their basis, that is the factor. A Gram matrix knows its
+    small eigenvalues too badly for that.
+    """
+    if isinstance(fold, Gram):
+        return factorize(fold, mu, n_rows, "cholesky")
+    factor, stated = factorize(fold, mu, n_rows, "qr")
+    if stated.n_kept is None or not prefers_basis(stated.n_kept, n_widest):
+        return factor, stated
+    return factorize(fold, mu, n_rows, "eigh")
+
+
 def factorize(
     fold: Gram | Triangle, mu: float, n_rows: int, solver: str
 ) -> tuple[HeldFactor, Conditioning]:
@@ -172,8 +189,8 @@ def kept_directions(spectrum: FloatArray, mu: float) -> int:
 def prefers_basis(n_kept: int, n_columns: int) -> bool:
     """Whether rigidities are cheaper in a basis of so many directions than by a triangle.
 
-    A row costs 2 n_kept n_columns operations, twice that where its residual is needed, against
-    n_columns^2 of the triangle, and some more for the factorization.
+    A row of so many columns costs 2 n_kept n_columns operations, twice that where its residual is
+    needed, against n_columns^2 of the triangle, and some more for the factorization.
     """
     return 3 * n_kept < n_columns
 

@@ -117,7 +117,10 @@ def estimate(steps: Pipeline) -> Estimate:
         steps.job.numerics.tile_columns,
     )
     tile_columns = steps.job.numerics.tile_columns
-    factor = memory.FactorSize(form, layout, n_rows, tile_columns, len(calculator.components))
+    takes_basis = memory.takes_basis(steps.job.solver, steps.job.model.spec.regularizer)
+    factor = memory.FactorSize(
+        form, layout, n_rows, tile_columns, len(calculator.components), takes_basis
+    )
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
     if mapping.n_references:
         stages.append(_references(steps, calculator, mapping, sizes["train"]))

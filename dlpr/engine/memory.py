@@ -170,6 +170,11 @@ def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
     return 8 * (2 * width**2 + blocks) + ROWS_NBYTES
 
 
+def takes_basis(solver: str, regularizer: float) -> bool:
+    """Whether a factorization may look for eigenvectors."""
+    return solver in ("auto", "eigh") or regularizer == 0.0
+
+
 @dataclass(frozen=True)
 class FactorSize:
     """What the memory of a factorization and of its use depends on.
@@ -185,8 +190,8 @@ class FactorSize:
     tile_columns : int
     n_components : int
         Parts of every block that have factors of their own as well.
-    is_singular : bool
-        Whether the regularizer is 0, which takes the whole spectrum.
+    takes_basis : bool
+        Whether eigenvectors may be looked for: by the solver, or as the regularizer is 0.
     """
 
     form: str
@@ -194,7 +199,7 @@ class FactorSize:
     n_rows: int
     tile_columns: int
     n_components: int = 0
-    is_singular: bool = False
+    takes_basis: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -215,8 +220,7 @@ class FactorSize:
             return 4 * len(widths) * n_columns**2
         blocks = widths if len(widths) > 1 else ()
         if self.form == "rows":
-            n_copies = 1 + len(blocks) + self.n_components * len(widths)
-            return 8 * n_copies * n_columns * min(self.n_rows, n_columns)
+            return 8 * n_columns * min(self.n_rows, n_columns)
         blocks += widths if self.n_components else ()
         return 8 * (n_columns**2 + sum(width**2 for width in blocks))
 
@@ -228,7 +232,7 @@ class FactorSize:
             return 5 * 8 * self.tile_columns**2 + 64 * MIB
         if self.form == "rows":
             return self.nbytes + 4 * 8 * n_columns * self.n_rows + ROWS_NBYTES + 64 * MIB
-        copies = 9 if self.is_singular else 6
+        copies = 9 if self.takes_basis else 6
         return 2 * self.on_disk_nbytes + copies * 8 * n_columns**2 + 64 * MIB
 
     @property
@@ -339,11 +343,8 @@ def _derivatives(folder: StageFolder) -> int:
 def _fold(folder: StageFolder) -> int:
     settings = folder.settings
     model = open_model(folder.input("rows"), settings["model"])
-    width, block_rows = (
-        max(tiling_of(model, settings).widths),
-        settings["numerics"]["fold_block_rows"],
-    )
-    return fold_nbytes(model.folded.n_columns + 1, width, block_rows)
+    width = max(tiling_of(model, settings).widths)
+    return fold_nbytes(model.folded.n_columns + 1, width, settings["numerics"]["fold_block_rows"])
 
 
 def _factor_size(factor: StageFolder) -> FactorSize:
@@ -356,8 +357,8 @@ def _factor_size(factor: StageFolder) -> FactorSize:
     tile_columns = factor.settings.get("tile_columns", 0)
     model = open_model(factor.input("rows"), factor.settings["model"])
     n_components = len(model.map.components)
-    is_singular = factor.settings["model"]["regularizer"] == 0.0
-    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, is_singular)
+    basis = takes_basis(factor.settings["solver"], factor.settings["model"]["regularizer"])
+    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, basis)
 
 
 def _factorize(folder: StageFolder) -> int:

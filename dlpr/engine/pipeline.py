@@ -253,7 +253,7 @@ class Pipeline:
                     if not factor_stage.factor_facts(found)["refused"]:
                         return found
                 self._require_memory("whole")
-            return by(self.fold("triangle"), "qr")
+            return by(self.fold("triangle"), "auto" if solver == "auto" else "qr")
 
         return self._once("factor", solver, make)
 
@@ -298,9 +298,9 @@ class Pipeline:
         layout = self.layout()
         feature_map = open_map(self.planned_rows())
         n_rows, n_components = self.n_rows(), len(feature_map.components)
-        is_singular = self.model()["regularizer"] == 0.0
+        takes_basis = memory.takes_basis(self.job.solver, self.model()["regularizer"])
         size = memory.FactorSize(
-            form, layout, n_rows, numerics.tile_columns, n_components, is_singular
+            form, layout, n_rows, numerics.tile_columns, n_components, takes_basis
         )
         mapping = memory.MapSize.of(feature_map)
         needs = [size.factorize_nbytes]

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.factor import Factor, HeldFactor, load_factor
+from dlpr.core.factor import Factor, HeldFactor, SpectralFactor, TriangularFactor, load_factor
 from dlpr.core.factorize import (
     Conditioning,
     factorize,
+    factorize_automatically,
     factorize_rows,
     refusal,
     storage_error,
@@ -45,8 +46,8 @@ def plan(
         See `dlpr.stages.sources`.
     settings : dict
         ``model`` with ``regularizer``, ``scale`` and ``baseline``; ``loss``; ``solver``:
-        "cholesky", "qr" (of a triangle), "eigh", "auto" (cholesky if it is accurate enough), "dual"
-        (of rows); ``numerics``.
+        "cholesky", "qr" (of a triangle), "eigh", "auto" (of a Hessian: cholesky if it is accurate
+        enough; of a triangle: qr, or the basis of few directions), "dual" (of rows); ``numerics``.
     """
     numerics = settings["numerics"]
     rows = inputs["rows"]
@@ -69,33 +70,39 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     facts["n_rows"] = sum(source.n_rows for source in sources)
     facts["is_fitted"] = all(source.is_labelled for source in sources)
     model = factor_model(folder, facts)
-    automatic = settings["solver"] == "auto"
+    is_first = settings["solver"] == "auto" and folder.input("fold").stage == "hessian"
     make = _of_rows if settings["solver"] == "dual" else _of_fold
     try:
         factor, conditioning, weights = make(folder, model, facts)
     except NumericsError as error:
-        if not automatic:
+        if not is_first:
             raise
         return folder.write_part(task, {}), {**facts, "refused": str(error)}
     rounding = storage_error(settings["features"]["dtype"], conditioning) + model.map.error
     stated = replace(conditioning, accuracy=conditioning.accuracy + rounding)
     facts["conditioning"] = asdict(stated)
-    facts["refused"] = refusal(conditioning) if automatic else None
+    facts["refused"] = refusal(conditioning) if is_first else None
     if facts["refused"]:
         return folder.write_part(task, {}), facts
     arrays = {f"whole.{name}": value for name, value in factor.to_arrays().items()}
-    layout = model.layout
-    if layout.n_blocks > 1:
-        for block in range(layout.n_blocks):
-            of_block = factor.block(layout.slice(block)).to_arrays()
-            arrays |= {f"block{block}.{name}": value for name, value in of_block.items()}
-    for name, _, _ in model.map.components:
-        for block, columns in enumerate(model.component(name)):
-            of_part = factor.block(columns).to_arrays()
-            arrays |= {f"{name}{block}.{key}": value for key, value in of_part.items()}
+    if isinstance(factor, TriangularFactor):  # of a basis, a block is some rows
+        for block, columns in _blocks(model).items():
+            of_block = factor.block(columns).to_arrays()
+            arrays |= {f"{block}.{name}": value for name, value in of_block.items()}
     if facts["is_fitted"]:
         arrays["weights"] = weights
     return folder.write_part(task, arrays), facts
+
+
+def _blocks(model: Model) -> dict[str, slice]:
+    """Columns in which rows live, if not in all: of each block, and of the features' parts."""
+    layout = model.layout
+    found = {}
+    if layout.n_blocks > 1:
+        found = {f"block{block}": layout.slice(block) for block in range(layout.n_blocks)}
+    for name, _, _ in model.map.components:
+        found |= {f"{name}{k}": columns for k, columns in enumerate(model.component(name))}
+    return found
 
 
 Made = tuple[HeldFactor, Conditioning, NDArray[np.float64]]
@@ -111,8 +118,11 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
     del fold
     n = model.layout.n_columns
     data = type(chosen)(chosen.matrix[:n, :n])
-    solver = "cholesky" if settings["solver"] == "auto" else settings["solver"]
-    factor, conditioning = factorize(data, facts["mu"], facts["n_rows"], solver)
+    if settings["solver"] == "auto":
+        widest = max(model.layout.widths)
+        factor, conditioning = factorize_automatically(data, facts["mu"], facts["n_rows"], widest)
+    else:
+        factor, conditioning = factorize(data, facts["mu"], facts["n_rows"], settings["solver"])
     if facts["mu"] == 0.0:
         weights = Decomposition.of_fold(chosen, n, facts["n_rows"]).weights(np.zeros(1))[:, 0]
     elif isinstance(chosen, Gram):
@@ -180,12 +190,19 @@ class Factors:
                 for name, _, _ in self.model.map.components
             }
         else:
-            self.whole = _pick(arrays, "whole")
-            self.blocks = (self.whole,)
+            whole = _pick(arrays, "whole")
+            parts: dict[str, HeldFactor] = {
+                name: whole.block(columns)
+                if isinstance(whole, SpectralFactor)
+                else _pick(arrays, name)
+                for name, columns in _blocks(self.model).items()
+            }
+            numbers = range(layout.n_blocks)
+            self.whole, self.blocks = whole, (whole,)
             if layout.n_blocks > 1:
-                self.blocks = tuple(_pick(arrays, f"block{b}") for b in range(layout.n_blocks))
+                self.blocks = tuple(parts[f"block{b}"] for b in numbers)
             self.components = {
-                name: tuple(_pick(arrays, f"{name}{b}") for b in range(layout.n_blocks))
+                name: tuple(parts[f"{name}{b}"] for b in numbers)
                 for name, _, _ in self.model.map.components
             }
 
@@ -208,7 +225,7 @@ def factor_facts(folder: StageFolder) -> Json:
     return folder.receipts()[-1].facts
 
 
-def _pick(arrays: dict[str, Any], prefix: str) -> Factor:
+def _pick(arrays: dict[str, Any], prefix: str) -> HeldFactor:
     head = f"{prefix}."
     return load_factor({k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)})
 

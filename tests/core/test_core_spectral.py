@@ -12,11 +12,13 @@ from dlpr.core.factor import (
     RESIDUAL_RTOL,
     SOLVE_ROWS,
     SpectralFactor,
+    TriangularFactor,
     load_factor,
 )
 from dlpr.core.factorize import (
     TRUNCATION,
     factorize,
+    factorize_automatically,
     factorize_rows,
     kept_directions,
     prefers_basis,
@@ -152,6 +154,23 @@ def test_kept_directions_and_preference() -> None:
     assert kept_directions(spectrum, 0.0) == 4
     assert prefers_basis(33, 100)
     assert not prefers_basis(34, 100)
+
+
+@pytest.mark.parametrize("rank", [10, 30])
+def test_few_directions_are_taken_as_a_basis_of_their_own_accord(rank: int) -> None:
+    rng = np.random.default_rng(15)
+    rows = rng.normal(size=(90, rank)) @ rng.normal(size=(rank, 60))
+    tests = np.vstack([rows[:9], rng.normal(size=(9, 60))])
+    factor, stated = factorize_automatically(folded(rows, Triangle), 1e-6, 90, 60)
+    assert isinstance(factor, SpectralFactor) == (rank == 10)
+    assert stated.n_kept == rank
+    error = np.abs(factor.rigidity(tests) / exact_rigidity(rows, 1e-6, tests) - 1.0).max()
+    assert error <= stated.accuracy < 2e-8
+    assert isinstance(
+        factorize_automatically(folded(rows, Gram), 1e-2, 90, 60)[0], TriangularFactor
+    )
+    narrow, _ = factorize_automatically(folded(rows, Triangle), 1e-6, 90, 3 * rank)
+    assert isinstance(narrow, TriangularFactor)
 
 
 def test_dual_form_without_regularizer(residuals: list[int]) -> None:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline_cases import SPECIES, Outcome, chunks_of, crystals, make_job, run, shapes, store
+from pipeline_cases import (
+    SPECIES,
+    Outcome,
+    chunks_of,
+    crystals,
+    load,
+    make_job,
+    run,
+    shapes,
+    store,
+)
 
 from dlpr.engine.estimate import check_lifetime
 from dlpr.engine.executors import WorkExecutor
@@ -14,6 +24,7 @@ from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.starter import Size
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import NumericsError, ResourceError
+from dlpr.job import Job
 from dlpr.stages.fold import form_of
 
 SETS = {"train": "train", "test": {"files": "test.xyz"}}
@@ -106,6 +117,28 @@ def test_tiles_too_steep_for_cholesky_become_a_triangle(bench: Path) -> None:
     )
     assert "factor of the tiles" in found.used
     assert found.facts["conditioning"]["solver"] == "qr"
+
+
+def test_features_of_few_directions_cost_no_triangle(bench: Path) -> None:
+    """Rank 4 of 40 columns, in two blocks of weights: `auto` takes the basis, with the bits of
+    nothing else and the numbers of QR."""
+    rng = np.random.default_rng(5)
+    mix, files = rng.normal(size=(4, 40)), {}
+    for name in ("train", "test"):
+        n = sum(len(atoms) for atoms in load(bench / f"{name}.xyz"))
+        np.save(bench / f"{name}.npy", rng.normal(size=(n, 4)) @ mix)
+        files[name] = f"{name}.npy"
+    found = {}
+    for solver in ("auto", "qr"):
+        linear = {"regularizer": 1e-10, "centre_species": "separate"}
+        job = make_job(bench, test=SETS, linear=linear, solver=solver, output=f"few-{solver}")
+        asked = {**job.resolved(), "descriptor": {"features": files}}
+        found[solver] = run(Job.from_dict(asked, base=bench))
+    assert found["auto"].facts["conditioning"]["solver"] == "eigh"
+    assert found["auto"].facts["conditioning"]["n_kept"] == 8
+    agree(found["auto"], found["qr"])
+    arrays = found["auto"].used["factor of the triangle"].read_part(0)
+    assert {name.partition(".")[0] for name in arrays} == {"whole", "weights"}
 
 
 class _Small(WorkExecutor):
