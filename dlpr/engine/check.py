@@ -128,7 +128,7 @@ def check_committee(job: Job, form: str, n_columns: int) -> None:
         raise JobError(
             f"committee.subsample factorizes a Hessian for every member, each in one piece: the "
             f"model has {n_columns} columns, and numerics.tile_columns is "
-            f"{job.numerics.tile_columns}. Raise that to {n_columns + 1} or more, with memory for "
+            f"{job.numerics.tile_columns}. Raise that to {n_columns} or more, with memory for "
             f"it, or take committee.posterior, which needs the one factor that there is."
         )
 

@@ -114,6 +114,11 @@ class SetStructures:
         # rigidity.zarr has the source's order already
         atoms.set_array("lpr", self._lpr.read(start, stop))
         atoms.set_array("prior_ratio", self._ratio.read(start, stop))
+        if self._committee:
+            of_atoms, of_structure = self._committee
+            atoms.set_array("committee_variance", of_atoms.read(start, stop))
+            variance = float(of_structure.read(index, index + 1)[0])
+            atoms.info["structure_committee_variance"] = variance
         if self._has_forces[index]:
             forces = store.read("force", start, stop)[stored]
             if np.isfinite(forces).all():
@@ -123,11 +128,6 @@ class SetStructures:
             if np.isfinite(value).all():
                 atoms.info[label] = float(value) if value.ndim == 0 else value
         atoms.info["structure_pr"] = self.structure_pr(index)
-        if self._committee:
-            of_atoms, of_structure = self._committee
-            atoms.set_array("committee_variance", of_atoms.read(start, stop))
-            variance = float(of_structure.read(index, index + 1)[0])
-            atoms.info["structure_committee_variance"] = variance
         atoms.info["group"] = self.group(index)
         atoms.info["source_file"] = self._source_files[self._source_file[index]]
         atoms.info["source_frame"] = int(store.structure("source_frame", index))
