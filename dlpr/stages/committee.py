@@ -39,13 +39,13 @@ def plan(
     fold : StageFolder, optional
         The members' folds, where the factor was made of one.
     numerics : dict
-        ``factor_threads`` and ``kernel``.
+        ``threads`` and ``kernel``.
     """
     names = ("features", "map", "model", "loss", "solver")
     settings = {
         **{name: factor.settings[name] for name in names},
         "committee": committee,
-        "numerics": {"threads": numerics["factor_threads"], "kernel": numerics["kernel"]},
+        "numerics": {name: numerics[name] for name in ("threads", "kernel")},
     }
     inputs = {**factor.inputs(), "factor": factor}
     if fold is not None:

@@ -282,7 +282,7 @@ def test_a_member_that_is_lost_is_made_again(copy: Path) -> None:
 
 def test_dask_workers_and_processes_give_the_same_bits(bench: Path) -> None:
     base = run(job_in(bench, "base"))
-    running = LocalStarter(1, 2, 2**31, bench / "scratch").start(blas_kernel())
+    running = LocalStarter(2, 1, 2**31, bench / "scratch").start(blas_kernel())
     try:
         result = dlpr.run(job_in(bench, "dask"), client=running.client)
         assert_same_bits(base.output, result.output)
