@@ -138,7 +138,8 @@ def _stage(path: Path) -> tuple[str, Rows, Json]:
         ["data", f"{format_bytes(sum(r.nbytes for r in receipts))} in {_n_files(receipts)} files"],
         *([f"input {name}", place] for name, place in plan["places"].items()),
     ]
-    rows += _flat("", {k: v for k, v in folder.settings.items() if k in ("model", "numerics")})
+    shown = ("model", "committee", "subsample", "numerics")
+    rows += _flat("", {k: v for k, v in folder.settings.items() if k in shown})
     if receipts:
         rows += _cost(receipts)
         rows += _content(folder, receipts)
@@ -230,7 +231,7 @@ def _zarr(path: Path) -> tuple[str, Rows, Json]:
         rows += [[f"input {name}", place] for name, place in stage.plan["places"].items()]
     rows.append(["on-disk format", str(attributes["format_version"])])
     rows += _versions(attributes)
-    conventions = ("model", "factor", "numerics", "units")
+    conventions = ("model", "factor", "committee", "numerics", "units")
     rows += _flat("", {name: attributes[name] for name in conventions if name in attributes})
     return f"{path}: Zarr store", rows, attributes
 

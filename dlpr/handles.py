@@ -206,6 +206,14 @@ class Result:
         """(n_environments,) LPR of one test set."""
         return np.asarray(self.open(name)["environment_lpr"][:])  # type: ignore[index]
 
+    def committee(self, name: str) -> Json | None:
+        """How the committee of a test set was made, and how its variance goes with LPR, if any.
+
+        The variances are the arrays ``environment_committee_variance`` and
+        ``structure_committee_variance`` of `open`.
+        """
+        return cast("Json | None", dict(self.open(name).attrs).get("committee"))
+
     def energy_errors(self, name: str) -> NDArray[np.float64]:
         """Fitted less labelled energies of a set's structures in eV/atom, where there are both."""
         group = self.open(name)

@@ -42,6 +42,12 @@ def rigidity_table(summary: dict[str, list[Json]]) -> TextTable:
     def quantiles(found: list[float] | None) -> list[str]:
         return ["-" if found is None else f"{found[k]:.3g}" for k in shown]
 
+    def committee(row: Json) -> list[str]:
+        variance, correlation = row["committee_variance"], row["rank_correlation"]
+        sigma = "-" if variance is None else f"{1e3 * variance[shown[1]] ** 0.5:.3g}"
+        return [sigma, "-" if correlation is None else f"{correlation:.3f}"]
+
+    has_committee = any("rank_correlation" in row for rows in summary.values() for row in rows)
     rows = [
         [
             name,
@@ -50,19 +56,28 @@ def rigidity_table(summary: dict[str, list[Json]]) -> TextTable:
             *(str(row[key]) for key in ("n_environments", "n_inf", "n_unseen")),
             *quantiles(row["lpr"]),
             *quantiles(row["prior_ratio"])[:2],
+            *(committee(row) if has_committee else ()),
         ]
         for name, of_set in summary.items()
         for row in of_set
     ]
-    numbers = ("environments", "inf", "unseen", "LPR 5 %", "50 %", "95 %", "ratio 5 %", "50 %")
-    return TextTable(
-        "Local prediction rigidity",
-        ("set", "group", "species", *numbers),
-        3,
-        rows,
+    numbers: tuple[str, ...] = (
+        *("environments", "inf", "unseen"),
+        *("LPR 5 %", "50 %", "95 %", "ratio 5 %", "50 %"),
+    )
+    caption = (
         "ratio: LPR over what the regularizer alone gives, 1 where the data say nothing; "
         "inf: environments without features; "
-        "unseen: central or neighbour species that no training structure has",
+        "unseen: central or neighbour species that no training structure has"
+    )
+    if has_committee:
+        numbers += ("σ/meV 50 %", "Spearman")
+        caption += (
+            "; σ: of the committee's energies of an environment; Spearman: ranks of LPR with those "
+            "of σ², -1 where they tell the same"
+        )
+    return TextTable(
+        "Local prediction rigidity", ("set", "group", "species", *numbers), 3, rows, caption
     )
 
 

@@ -18,6 +18,7 @@ from dlpr.core.calibration import EXPECTED_COVERAGE, METHODS, Calibration, Relia
 from dlpr.core.rows import row_factor
 from dlpr.errors import InputError, JobError, StoreError
 from dlpr.handles import Result
+from dlpr.stages.rigidity import STRUCTURE_COMMITTEE
 from dlpr.stages.structures import UNREADABLE
 from dlpr.store.files import Json
 from dlpr.store.folder import FORMAT_VERSION
@@ -32,6 +33,30 @@ SAME_RTOL = 1e-9
 """Rigidities that differ by less, relative to the largest, are equal."""
 UNITS = {"mean": "eV/atom", "sum": "eV", "sqrt": "eV/√atom"}
 """Of errors, by the convention of the model's rows."""
+
+
+@dataclass(frozen=True)
+class CommitteeCheck:
+    """How the standard deviation over a committee's members holds, for the same errors."""
+
+    about: Json
+    """what the committee is"""
+    fit: Calibration
+    """by the first method; the scale is what the committee's sigma has to be multiplied by"""
+    rank_correlation: float
+    """Spearman's, of absolute errors with the committee's sigma"""
+    with_rigidity: float
+    """Spearman's, of the committee's variances with PR: -1 where they tell the same"""
+
+    def note(self, rigidity: Calibration, rank_correlation: float) -> str:
+        """A line on it, beside what the rigidity's sigma gives."""
+        return (
+            f"committee of {self.about['members']} ({self.about['kind']}): its σ holds times "
+            f"{self.fit.scale:.4g} by {self.fit.method}, with NLL {self.fit.nll:.4g} and CRPS "
+            f"{self.fit.crps:.4g} (a / √PR: {rigidity.nll:.4g} and {rigidity.crps:.4g}); Spearman "
+            f"of |error| with it {self.rank_correlation:.3f} (a / √PR: {rank_correlation:.3f}), "
+            f"of its variance with PR {self.with_rigidity:.3f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,8 @@ class SetCalibration:
     """Whether the model was fitted to these structures"""
     record: Json
     """What the result was made of"""
+    committee: CommitteeCheck | None = None
+    """Of a result that has one whose members differ"""
 
     @property
     def unit(self) -> str:
@@ -116,6 +143,8 @@ class SetCalibration:
         notes.append(
             f"by {fit.method}: σ of an environment's energy is {fit.scale:.4g} √({self._of_one})"
         )
+        if self.committee is not None:
+            notes.append(self.committee.note(fit, self.rank_correlation))
         return notes
 
     @property
@@ -158,6 +187,7 @@ class SetCalibration:
                 "squared_error": bins.squared_error.tolist(),
                 "standard_error": bins.standard_error.tolist(),
             },
+            **({} if self.committee is None else {"committee": asdict(self.committee)}),
             **self.record,
         }
 
@@ -201,7 +231,8 @@ def calibrate(
     energy, label = _energies(result, group, name)
     n_atoms = np.diff(_read(result, group, "structure_offset"))
     known = np.isfinite(label)
-    errors = (row_factor(n_atoms, convention) * (energy - label))[known]
+    factor = row_factor(n_atoms, convention)
+    errors = (factor * (energy - label))[known]
     with np.errstate(divide="ignore"):
         unit_variance = 1.0 / _read(result, group, "structure_pr")[known]
     told = (unit_variance > 0.0) & (unit_variance < np.inf)
@@ -210,6 +241,11 @@ def calibrate(
     n_bins = min(MOST_BINS, max(2, int(told.sum()) // BIN_ROWS))
     bins = calibration.reliability(errors, np.sqrt(unit_variance), n_bins)
     size, spread = np.abs(errors[told]), np.sqrt(unit_variance[told])
+    committee = None
+    if STRUCTURE_COMMITTEE in group:
+        variance = (np.square(factor) * _read(result, group, STRUCTURE_COMMITTEE))[known]
+        about = cast("Json", attributes["committee"])
+        committee = _check_committee(about, errors[told], variance[told], spread, methods[0])
     root: Json = dict(zarr.open_group(str(result.path), mode="r").attrs)
     return SetCalibration(
         name=name,
@@ -229,6 +265,25 @@ def calibrate(
             "versions": root["versions"],
             **{key: attributes[key] for key in _RECORD},
         },
+        committee=committee,
+    )
+
+
+def _check_committee(
+    about: Json,
+    errors: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    method: str,
+) -> CommitteeCheck | None:
+    """Hold a committee's variances against errors and against ``1 / sqrt(PR)``, both (n,)."""
+    if np.ptp(variance) == 0.0:
+        return None
+    return CommitteeCheck(
+        about,
+        calibration.calibrate(errors, variance, method),
+        float(spearmanr(np.abs(errors), variance).statistic),
+        -float(spearmanr(spread, variance).statistic),
     )
 
 

@@ -67,7 +67,9 @@ def _sets(folder: Path) -> dict[str, Any]:
     return {name: {"files": f"{name}.extxyz"} for name in ("held", "bare", "same", "few")}
 
 
-def _run(folder: Path, output: str, test: dict[str, Any], train: str, rows: str) -> Path:
+def _run(
+    folder: Path, output: str, test: dict[str, Any], train: str, rows: str, **settings: Any
+) -> Path:
     job = Job.from_dict(
         {
             "output": output,
@@ -75,6 +77,7 @@ def _run(folder: Path, output: str, test: dict[str, Any], train: str, rows: str)
             "test": test,
             "descriptor": {"soap": SOAP},
             "model": {"linear": {"regularizer": 1e-4, "rows": rows}},
+            **settings,
         },
         base=folder,
     )
@@ -166,6 +169,29 @@ def test_the_training_set_is_no_validation_set(output: Path) -> None:
     assert found.trained
     assert any("is the training set" in line for line in found.notes())
     assert not any("is the training set" in line for line in calibrate(output, "held").notes())
+
+
+@pytest.mark.parametrize("kind", ["posterior", "subsample"])
+def test_a_committee_is_held_against_the_same_errors(folder: Path, output: Path, kind: str) -> None:
+    assert calibrate(output, "held").committee is None
+    committee = {kind: {"members": 400} if kind == "posterior" else {}}
+    held = {"held": _sets(folder)["held"]}
+    found = calibrate(_run(folder, kind, held, "train.extxyz", "sqrt", committee=committee), "held")
+    check = found.committee
+    assert check is not None
+    group: Any = zarr.open_group(str(folder / kind / "rigidity.zarr"), mode="r")["held"]
+    error, pr = of_result(folder / kind, 0.5)
+    n = np.diff(group["structure_offset"][:])
+    variance = (group["structure_committee_variance"][:] / n)[UNLABELLED:]
+    assert check.fit.scale == pytest.approx(np.sqrt(np.mean(error**2 / variance)))
+    assert check.rank_correlation == pytest.approx(spearmanr(np.abs(error), variance).statistic)
+    assert check.with_rigidity == pytest.approx(spearmanr(pr, variance).statistic)
+    if kind == "posterior":  # 1/PR itself, up to the scatter of 400 members
+        assert check.fit.scale == pytest.approx(found.fits[0].scale, rel=0.1)
+        assert check.with_rigidity < -0.95
+    assert f"committee of {check.about['members']} ({kind})" in found.notes()[-1]
+    record = json.loads(json.dumps(found.to_json(), allow_nan=False))["committee"]
+    assert record["fit"]["scale"] == check.fit.scale
 
 
 def drawn(path: Path, found: SetCalibration) -> bytes:

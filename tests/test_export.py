@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from small_run import LARGE, SmallRun, copied_run, small_run
+from small_run import LARGE, SmallRun, copied_run, kernel_run, small_run
 
 import dlpr.exports as export_module
 import dlpr.exports.structures as structures_module
@@ -26,7 +26,7 @@ from dlpr.handles import Result
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 
-__all__ = ["copied_run", "small_run"]
+__all__ = ["copied_run", "kernel_run", "small_run"]
 
 
 def rigidities(run: SmallRun, name: str, index: int) -> tuple[Any, ...]:
@@ -323,3 +323,21 @@ def test_command_knows_every_format() -> None:
     from dlpr.exports import FORMATS
 
     assert of_command == FORMATS
+
+
+def test_a_committee_goes_out_with_the_rigidities(kernel_run: SmallRun, tmp_path: Path) -> None:
+    group: Any = Result(kernel_run.output).open("bare")
+    variance = group["environment_committee_variance"][:]
+    assert (variance > 0).all()
+    frame = ase.io.read(export(kernel_run.output, tmp_path / "a.extxyz", "bare"))
+    np.testing.assert_array_equal(frame.arrays["committee_variance"], variance)
+    of_structure = group["structure_committee_variance"][0]
+    assert frame.info["structure_committee_variance"] == of_structure
+    scope = json.loads(export(kernel_run.output, tmp_path / "a.json").read_text())
+    assert scope["properties"]["committee variance"]["values"] == variance.tolist()
+    text = export(kernel_run.output, tmp_path / "a.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert min(float(row["committee_variance_q000"]) for row in rows) == variance.min()
+    summary = Result(kernel_run.output).summary["bare"]
+    correlations = [str(row["rank_correlation"]) for row in summary]
+    assert [row["committee_rank_correlation"] for row in rows] == correlations

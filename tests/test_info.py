@@ -26,8 +26,8 @@ STAGES = {name for name, module in ALL_STAGES.items() if module.startswith("dlpr
 """Other tests bring stages of their own."""
 OTHER_FORMS = {"triangle", "cholesky"}
 """Stages that the run has not, as its Hessian is of one piece."""
-OTHER_MODELS = {"references", "derivatives"}
-"""Stages of kernels and of forces."""
+OTHER_MODELS = {"references", "derivatives", "committee"}
+"""Stages of kernels, of forces and of committees."""
 __all__ = ["copied_run", "kernel_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
@@ -102,6 +102,7 @@ def test_every_stage(
         "hessian": ("array matrix", "float64"),
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
+        "committee": ("committee subsample members", "3"),
         "rigidity": ("array environment_lpr", "float64"),
         "result": ("array film/environment_lpr", f"({N_FILM},) float64"),
     }

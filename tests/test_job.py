@@ -119,6 +119,7 @@ def test_defaults_are_those_promised() -> None:
         },
         "loss": {"energy": 1.0, "forces": 0.0, "stress": 0.0, "groups": {}},
         "solver": "auto",
+        "committee": None,
         "store_train_features": True,
         "store_test_features": False,
         "storage": {"dtype": "float64"},
@@ -165,8 +166,12 @@ def test_settings_leave_out_what_cannot_influence() -> None:
     assert moved.resolved() != job.resolved()
     assert moved.settings() == job.settings()
     assert job.settings() == {
-        key: value for key, value in job.resolved().items() if key not in ("output", "cluster")
+        key: value
+        for key, value in job.resolved().items()
+        if key not in ("output", "cluster", "committee")  # none
     }
+    committee = {"posterior": {"members": 10, "scale": 1.0, "seed": 0}}
+    assert Job.from_dict(changed("committee.posterior", None)).settings()["committee"] == committee
     assert Job.from_dict(changed("numerics.fold_block_rows", 7)).settings() != job.settings()
 
 
@@ -198,6 +203,8 @@ def test_a_job_cannot_be_changed() -> None:
         ("cluster.locla", "local"),
         ("cluster.local.worker", "workers"),
         ("numerics.blas_thread", "blas_threads"),
+        ("comittee", "committee"),
+        ("committee.subsamples", "subsample"),
     ],
 )
 def test_nearest_key_at_every_level(wrong: str, right: str) -> None:
@@ -256,6 +263,11 @@ def test_misplaced_key_is_told_its_place() -> None:
         ("cluster.local.memory_per_worker", "-4GiB", ["'-4GiB'", "at least one byte"]),
         ("numerics.partials_budget", 0, ["0", "at least one byte"]),
         ("store_test_features", "perhaps", ["'perhaps'", "true or false"]),
+        ("committee", {}, ["nothing", "exactly one of: subsample, posterior"]),
+        ("committee", {"subsample": {"members": 1}}, ["1", "a whole number >= 2"]),
+        ("committee", {"subsample": {"fraction": 1.0}}, ["1.0", "a number between 0 and 1"]),
+        ("committee", {"posterior": {"scale": 0}}, ["0", "a number > 0"]),
+        ("committee", {"posterior": {"seed": 2**64}}, ["a whole number from 0 to 2^64 - 1"]),
     ],
 )
 def test_a_bad_value_is_named(path: str, value: object, parts: list[str]) -> None:

@@ -35,6 +35,7 @@ def write_frames(folder: Path) -> None:
         atoms = ase.build.bulk("SiC", "zincblende", a=4.36 * rng.uniform(0.97, 1.1), cubic=True)
         atoms = atoms.repeat(2)
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+        atoms.info["energy"] = float(rng.normal())
         small.append(atoms)
     ase.io.write(folder / "small.xyz", small, format="extxyz")
     large = ase.build.bulk("SiC", "zincblende", a=4.4, cubic=True).repeat((11, 11, 11))
@@ -50,6 +51,7 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
         "test": {"large": {"files": str(tmp_path / "large.xyz")}, "train": "train"},
         "descriptor": {"soap": SOAP},
         "model": {"linear": {"regularizer": 1e-6}},
+        "committee": {"subsample": {"members": 3}},
     }
     executor = ClusterExecutor(LocalStarter(1, 1, 4 << 30))
     workspace = Workspace(tmp_path / "out", executor)

@@ -22,6 +22,7 @@ from dlpr.core.tiles import Tiling
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.estimate import PARSED_ATOMS
+from dlpr.engine.factor_size import FactorSize
 from dlpr.job import Numerics
 from dlpr.stages.fold import cut, form_of, run_rows
 from dlpr.stages.ingest import TASK_ATOMS
@@ -254,7 +255,7 @@ def worker_nbytes(work: Workload, numerics: Numerics) -> int:
     """What a worker needs that does one task at a time: dlpr's own promise."""
     d, block = work.n_columns, default_block(work.n_columns)
     form = form_of("auto", 1.0, work.n_rows, d, numerics.tile_columns)
-    size = memory.FactorSize(form, Layout((d,)), work.n_rows, numerics.tile_columns)
+    size = FactorSize(form, Layout((d,)), work.n_rows, numerics.tile_columns)
     crowd = memory.Crowd(LARGE, memory.DENSITY, work.n_environments // LARGE)
     calculator, task = Waves({"waves": d}, [6]), default_task(block, d)
     return memory.BASE_NBYTES + max(

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dlpr.clusters import starter
 from dlpr.engine.events import Event
+from dlpr.engine.notes import input_notes
 from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
@@ -83,7 +84,8 @@ def show_result(console: Console, steps: Pipeline) -> None:
     result = Result(steps.workspace.output)
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
-    lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result) + steps.notes()
+    lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result)
+    lines += committee_lines(result) + input_notes(steps)
     lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:
@@ -116,6 +118,22 @@ def fit_lines(result: Result) -> list[str]:
             lines.append(
                 f"{name}: fitted energies of {len(errors)} structures: RMSE {1e3 * rmse:.3g}, "
                 f"MAE {1e3 * mae:.3g} meV/atom"
+            )
+    return lines
+
+
+def committee_lines(result: Result) -> list[str]:
+    """What the committee is, and how its variance goes with LPR over each set."""
+    lines = []
+    for name in result.sets:
+        about = result.committee(name)
+        if about is not None:
+            scale = f", scale {about['scale']:g}" if "scale" in about else ""
+            found = about["rank_correlation"]
+            told = "no two ranks" if found is None else f"Spearman {found:.3f}"
+            lines.append(
+                f"{name}: committee of {about['members']} ({about['kind']}, seed {about['seed']}"
+                f"{scale}): its variance against LPR: {told}"
             )
     return lines
 

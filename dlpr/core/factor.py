@@ -21,6 +21,7 @@ from scipy.linalg.lapack import dtpmqrt, dtpqrt
 from dlpr.core.folds import QR_PANEL, Triangle
 from dlpr.core.rows import FloatArray, square_norm
 from dlpr.core.substitution import Substitution
+from dlpr.errors import NumericsError
 
 EPS = float(np.finfo(np.float64).eps)
 SPAN_RTOL = float(np.sqrt(EPS))
@@ -38,6 +39,10 @@ class Factor(Protocol):
 
     def rigidity(self, rows: FloatArray) -> FloatArray:
         """``1/(g^T H^-1 g)`` of rows (n, n_columns), which stay as they are: (n,)."""
+        ...
+
+    def root_solve(self, vectors: FloatArray) -> FloatArray:
+        """``C v`` of (n_columns, k) vectors, with ``C C^T = H^-1``; of all columns alone."""
         ...
 
     def block(self, columns: slice) -> Factor:
@@ -81,6 +86,11 @@ class TriangularFactor:
         """``H^-1 v`` of (n_columns, k) vectors."""
         half = dtrsm(1.0, self.triangle, vectors, trans_a=1)
         solved: FloatArray = dtrsm(1.0, self.triangle, half, overwrite_b=1)
+        return solved
+
+    def root_solve(self, vectors: FloatArray) -> FloatArray:
+        """``R^-1 v`` of (n_columns, k) vectors: of unit covariance, it gets that of ``H^-1``."""
+        solved: FloatArray = dtrsm(1.0, self.triangle, vectors)
         return solved
 
     def block(self, columns: slice) -> TriangularFactor:
@@ -187,6 +197,27 @@ class SpectralFactor:
         solved: FloatArray = self.basis @ (inside / self.eigenvalue[:, None])
         if self.mu > 0.0:
             solved += (vectors - self.basis @ inside) / self.mu
+        return solved
+
+    def root_solve(self, vectors: FloatArray) -> FloatArray:
+        """``H^-1/2 v`` of (n_columns, k) vectors: of unit covariance, it gets that of ``H^-1``.
+
+        Raises
+        ------
+        NumericsError
+            If mu = 0 leaves directions free.
+        """
+        n_columns, rank = self.basis.shape
+        if self.mu == 0.0 and rank < n_columns:
+            raise NumericsError(
+                f"H has {n_columns} columns and rank {rank}: with mu = 0 nothing bounds the "
+                f"posterior in {n_columns - rank} directions; draw members with a regularizer "
+                f"above 0"
+            )
+        inside = self.basis.T @ vectors
+        solved: FloatArray = self.basis @ (inside / np.sqrt(self.eigenvalue)[:, None])
+        if rank < n_columns:
+            solved += (vectors - self.basis @ inside) / np.sqrt(self.mu)
         return solved
 
     def block(self, columns: slice) -> SpectralFactor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.core.committee import committee_variance
 from dlpr.core.factor import Factor, reciprocal
 from dlpr.core.models import Model, Targets, Which
 from dlpr.core.rows import FloatArray, IntArray, square_norm
@@ -51,6 +52,8 @@ class Environments:
     """(n,) of the energy, per unit of the scale squared: ``1/R + residual/mu``"""
     components: dict[str, FloatArray]
     """(n,) LCPR of each part of the features"""
+    committee_variance: FloatArray | None
+    """(n,) eV^2, of the energies that a committee's members predict; None: there is none"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Fit:
     """(n_species,) energies of isolated atoms that stand beside the weights"""
     components: Mapping[str, tuple[Factor, ...]] = field(default_factory=dict)
     """for rows that live in one part of the features, in each block"""
+    spread: FloatArray | None = None
+    """(n_columns, n_members) of a committee's weights, see `dlpr.core.committee.spread`"""
 
     def environments(self, features: FloatArray, species: IntArray, mapped: Mapped) -> Environments:
         """Rigidity, energy and variance of environments.
@@ -85,6 +90,7 @@ class Fit:
         square, rigidity = np.empty(n), np.empty(n)
         parts = {name: np.empty(n) for name in self.components}
         residual, energy = None, self.isolated[species]
+        committee = None if self.spread is None else np.empty(n)
         unlike = np.zeros(n, bool)
         for number, which, own in mapped:
             block, rows = self.model.placed(number, own)
@@ -93,8 +99,11 @@ class Fit:
             for name, first, last in self.model.map.components if parts else ():
                 factor = self.components[name][block]
                 parts[name][which] = factor.rigidity(rows[:, first:last])
+            own_columns = self.model.layout.slice(block)
             if self.weights is not None:
-                energy[which] += rows @ self.weights[self.model.layout.slice(block)]
+                energy[which] += rows @ self.weights[own_columns]
+            if self.spread is not None and committee is not None:
+                committee[which] = committee_variance(rows, self.spread[own_columns])
             if self.model.map.is_sparse:
                 residual = np.zeros(n) if residual is None else residual
                 residual[which] = self.model.map.residual(features[which], own)
@@ -103,7 +112,7 @@ class Fit:
         rigidity[unlike], square[unlike] = 0.0, 0.0
         ratio = prior_ratio(rigidity, square, self.mu)
         told = energy if self.weights is not None else None
-        return Environments(rigidity, ratio, residual, unlike, told, variance, parts)
+        return Environments(rigidity, ratio, residual, unlike, told, variance, parts, committee)
 
     def _unseen(self, residual: FloatArray | None) -> FloatArray | float:
         """``residual/mu``: what the sparse model cannot see, beside ``1/R``."""
@@ -142,6 +151,12 @@ class Fit:
         if self.weights is not None:
             energy = rows @ self.weights / factor + count @ self.isolated
         return pr, energy, factor
+
+    def structure_committee(self, sums: FloatArray, count: IntArray) -> FloatArray:
+        """Variance (n,) over a committee of total energies, eV^2; parameters as of `structures`."""
+        assert self.spread is not None
+        rows, factor = self.model.structures(sums, count)
+        return committee_variance(rows, self.spread) / np.square(factor)
 
     def structure_components(self, sums: FloatArray, count: IntArray) -> dict[str, FloatArray]:
         """CPR (n,) of each part of the features; parameters as of `structures`."""

@@ -90,6 +90,17 @@ class QuantileSketch:
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
 
+    def mid_rank(self, values: FloatArray) -> FloatArray:
+        """Ranks of finite values that were added, less the mean of all ranks: (n,).
+
+        Values of one bin share the mean of their ranks, as equal values do.
+        """
+        start = self.n_zero + np.concatenate([[0], np.cumsum(self.bin_count)])
+        place = np.searchsorted(self.bin_index, values.view(np.int64) >> _SHIFT)
+        middle = 0.5 * (start + np.append(start[1:], start[-1]))[place]
+        rank: FloatArray = np.where(values > 0.0, middle, 0.5 * self.n_zero)
+        return rank - 0.5 * self.n_finite
+
     def quantile(self, q: float) -> float:
         """Return the smallest value that a part ``q`` of the finite values does not exceed.
 

@@ -78,16 +78,24 @@ class TiledFactor:
 
     def solve(self, vectors: FloatArray) -> FloatArray:
         """``H^-1 v`` of (n_columns, k) vectors; reads the factor twice."""
-        pieces = {i: np.array(vectors[self.tiling.slice(i)], order="F") for i in self._order}
-        solved = dict(self._forward(pieces))
-        result = np.empty_like(vectors)
+        return self._backward(dict(self._forward(self._cut(vectors))), np.empty_like(vectors))
+
+    def root_solve(self, vectors: FloatArray) -> FloatArray:
+        """``R^-1 v`` of (n_columns, k) vectors: of unit covariance, it gets that of ``H^-1``."""
+        return self._backward(self._cut(vectors), np.empty_like(vectors))
+
+    def _cut(self, vectors: FloatArray) -> dict[int, FloatArray]:
+        """Copies of the rows of each tile."""
+        return {i: np.array(vectors[self.tiling.slice(i)], order="F") for i in self._order}
+
+    def _backward(self, pieces: dict[int, FloatArray], result: FloatArray) -> FloatArray:
+        """``R^-1`` of pieces (columns of a tile, n), which it overwrites, put together."""
         for column in reversed(range(len(self._order))):
             j = self._order[column]
-            above = solved.pop(j)
-            piece = solve_triangular(self.read_tile(j, j), above)
+            piece = solve_triangular(self.read_tile(j, j), pieces.pop(j))
             result[self.tiling.slice(j)] = piece
             for i in self._order[:column]:
-                solved[i] -= self.read_tile(i, j) @ piece
+                pieces[i] -= self.read_tile(i, j) @ piece
         return result
 
     def _pieces(self, rows: FloatArray) -> dict[int, FloatArray]:

@@ -80,6 +80,13 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
                 f"the loss has {kind}, but no structure of the training set has any. Name them in "
                 f"train.keys, or remove loss.{kind} from the job file."
             )
+    is_labelled = any(receipt.facts["labels"]["energy"] for receipt in structures.receipts())
+    if job.committee and job.loss.energy > 0.0 and not is_labelled:
+        raise InputError(
+            f"the job has a committee, and 0 of {store.n_structures} structures of the training "
+            f"set have an energy: there is nothing to fit. Name it in train.keys (energy: ...), "
+            f"or remove committee from the job file."
+        )
     for group in job.loss.groups:
         if group not in store.group_names:
             raise JobError(
@@ -101,6 +108,29 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
                     f"{place} lacks {symbol}, which the training set has; add it to "
                     f"model.{job.model.kind} in the job file."
                 )
+
+
+def check_committee(job: Job, form: str, n_columns: int) -> None:
+    """Refuse members that nobody could fit.
+
+    Parameters
+    ----------
+    form : str
+        See `dlpr.stages.fold.form_of`.
+    n_columns : int
+        Of the model.
+
+    Raises
+    ------
+    JobError
+    """
+    if job.committee and job.committee.subsample and form == "tiles":
+        raise JobError(
+            f"committee.subsample factorizes a Hessian for every member, each in one piece: the "
+            f"model has {n_columns} columns, and numerics.tile_columns is "
+            f"{job.numerics.tile_columns}. Raise that to {n_columns} or more, with memory for "
+            f"it, or take committee.posterior, which needs the one factor that there is."
+        )
 
 
 def _counts(job: Job) -> dict[str, int] | None:

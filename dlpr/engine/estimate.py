@@ -15,7 +15,9 @@ from dlpr.descriptors import Descriptor, Soap, descriptor
 from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
+from dlpr.engine.check import check_committee
 from dlpr.engine.executors import Note
+from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
@@ -117,11 +119,14 @@ def estimate(steps: Pipeline) -> Estimate:
         steps.job.numerics.tile_columns,
     )
     tile_columns = steps.job.numerics.tile_columns
-    takes_basis = memory.takes_basis(steps.job.solver, steps.job.model.spec.regularizer)
-    factor = memory.FactorSize(
-        form, layout, n_rows, tile_columns, len(calculator.components), takes_basis
-    )
+    basis = takes_basis(steps.job.solver, steps.job.model.spec.regularizer)
+    n_members = steps.job.committee.spec.members if steps.job.committee else 0
+    n_parts = len(calculator.components)
+    factor = FactorSize(form, layout, n_rows, tile_columns, n_parts, basis, n_members)
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
+    if n_members:
+        check_committee(steps.job, form, layout.n_columns)
+        stages += _committee(steps, factor, sizes["train"])
     if mapping.n_references:
         stages.append(_references(steps, calculator, mapping, sizes["train"]))
     if steps.kinds() != ["energy"]:
@@ -249,7 +254,7 @@ def _training(
     steps: Pipeline,
     calculator: Descriptor,
     mapping: memory.MapSize,
-    factor: memory.FactorSize,
+    factor: FactorSize,
     size: SetSize,
     seconds: float,
 ) -> list[StageEstimate]:
@@ -281,7 +286,7 @@ def _training(
     return stages
 
 
-def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEstimate:
+def _folds(steps: Pipeline, factor: FactorSize, size: SetSize) -> StageEstimate:
     numerics, width = steps.numerics(), factor.layout.n_columns
     tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
     run_rows = fold_stage.run_rows(factor.n_rows, 1, width, numerics["partials_nbytes"])
@@ -294,11 +299,39 @@ def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEs
     return StageEstimate("folds", n_tasks, 2 * n_tasks + 4, partials, nbytes, hours)
 
 
+def _committee(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstimate]:
+    """Members drawn at once, or folded and fitted one by one."""
+    n, width, committee = factor.n_members, factor.layout.n_columns, steps.job.committee
+    nbytes = 8 * n * width
+    if committee is None or committee.subsample is None:
+        hours = n * width**2 / FLOPS / 3600
+        return [StageEstimate("committee", 1, 6, nbytes, factor.draw_nbytes, hours)]
+    flops, stages = width**3 / 3, []
+    if factor.form == "rows":
+        flops = 6 * factor.n_rows**2 * width
+    else:
+        one, part = _folds(steps, factor, size), committee.subsample.fraction
+        stages.append(
+            StageEstimate(
+                "folds of the committee",
+                n * one.n_tasks,
+                2 * n * one.n_tasks + 4,
+                n * one.nbytes,
+                one.task_nbytes,
+                n * part * one.core_hours,
+            )
+        )
+    hours = n * flops / FLOPS / 3600
+    peak = factor.factorize_nbytes
+    stages.append(StageEstimate("committee", n, 2 * n + 4, nbytes, peak, hours))
+    return stages
+
+
 def _rigidity(
     steps: Pipeline,
     calculator: Descriptor,
     mapping: memory.MapSize,
-    factor: memory.FactorSize,
+    factor: FactorSize,
     name: str,
     sizes: dict[str, SetSize],
     seconds: float,

@@ -12,10 +12,9 @@ import numpy as np
 
 from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
 from dlpr.core.models import FeatureMap
-from dlpr.core.rows import Layout
-from dlpr.core.substitution import LEAF, PART_ROWS
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
+from dlpr.engine.factor_size import MIB, FactorSize, takes_basis
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
@@ -24,14 +23,12 @@ from dlpr.stages.fold import tiling_of
 from dlpr.stages.model import open_map, open_model
 from dlpr.stages.references import CACHED_BLOCKS as REFERENCE_BLOCKS
 from dlpr.stages.result import CHUNK_ROWS
-from dlpr.stages.rigidity import TILED_ROWS
 from dlpr.stages.sources import kinds_of, sources_of
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
 
-MIB = 1 << 20
 BASE_NBYTES = 256 * MIB
 """A worker with all libraries loaded, and its caches of structures."""
 INDEX_NBYTES = 48 * MIB
@@ -170,95 +167,29 @@ def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
     return 8 * (2 * width**2 + blocks) + ROWS_NBYTES
 
 
-def takes_basis(solver: str, regularizer: float) -> bool:
-    """Whether a factorization may look for eigenvectors."""
-    return solver in ("auto", "eigh") or regularizer == 0.0
-
-
-@dataclass(frozen=True)
-class FactorSize:
-    """What the memory of a factorization and of its use depends on.
-
-    Attributes
-    ----------
-    form : str
-        See `dlpr.stages.fold.form_of`.
-    layout : Layout
-        Columns that are folded.
-    n_rows : int
-        Of the loss.
-    tile_columns : int
-    n_components : int
-        Parts of every block that have factors of their own as well.
-    takes_basis : bool
-        Whether eigenvectors may be looked for: by the solver, or as the regularizer is 0.
-    """
-
-    form: str
-    layout: Layout
-    n_rows: int
-    tile_columns: int
-    n_components: int = 0
-    takes_basis: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """The factor as a worker maps it and takes it to pieces: all of it, or two tiles."""
-        n_columns = self.layout.n_columns
-        if self.form == "tiles":
-            return 2 * 8 * min(self.tile_columns, n_columns) ** 2
-        if self.form == "rows":
-            return self.on_disk_nbytes
-        pieces = self.on_disk_nbytes // 2 + 8 * (LEAF // 2) * n_columns
-        return self.on_disk_nbytes + pieces + 8 * PART_ROWS * n_columns
-
-    @property
-    def on_disk_nbytes(self) -> int:
-        """All of the factor: in tiles, once for every block that comes last."""
-        n_columns, widths = self.layout.n_columns, self.layout.widths
-        if self.form == "tiles":
-            return 4 * len(widths) * n_columns**2
-        blocks = widths if len(widths) > 1 else ()
-        if self.form == "rows":
-            return 8 * n_columns * min(self.n_rows, n_columns)
-        blocks += widths if self.n_components else ()
-        return 8 * (n_columns**2 + sum(width**2 for width in blocks))
-
-    @property
-    def factorize_nbytes(self) -> int:
-        """Partials combined and factorized."""
-        n_columns = self.layout.n_columns
-        if self.form == "tiles":
-            return 5 * 8 * self.tile_columns**2 + 64 * MIB
-        if self.form == "rows":
-            return self.nbytes + 4 * 8 * n_columns * self.n_rows + ROWS_NBYTES + 64 * MIB
-        copies = 9 if self.takes_basis else 6
-        return 2 * self.on_disk_nbytes + copies * 8 * n_columns**2 + 64 * MIB
-
-    @property
-    def solve_rows(self) -> int:
-        """Rows that are held while they are solved at once."""
-        return TILED_ROWS if self.form == "tiles" else 0
-
-
 def rigidity_nbytes(
     calculator: Descriptor, size: FactorSize, mapping: MapSize, block: int, task: int, crowd: Crowd
 ) -> int:
-    """The factor, a block of features, its solution, and the rows of a task's structures."""
+    """Factor and committee, a block of features, its solution, rows of a task's structures."""
     n_sums = mapping.n_columns
-    rows = 2 * 8 * block * (n_sums + calculator.n_features)
+    rows = 2 * 8 * block * (n_sums + calculator.n_features + size.n_members)
     rows += mapping.nbytes(calculator.n_features, block)
     solved = 3 * 8 * size.solve_rows * n_sums
     structures = 8 * n_sums * min(task, crowd.n_structures)
     structures = 3 * (structures if mapping.n_references else min(ROWS_NBYTES, structures))
     computed = block_nbytes(calculator, block, crowd)
-    return size.nbytes + computed + rows + solved + structures
+    return size.nbytes + size.members_nbytes + computed + rows + solved + structures
 
 
 def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> int:
     """Arrays of some chunks, or of a frame that is put back in source order, and the factor."""
     rows = 2 * min(ROWS_NBYTES, 8 * size.layout.n_columns * n_structures)
-    return size.nbytes + rows + RESULT_NBYTES * max(2 * CHUNK_ROWS, largest_frame)
+    return (
+        size.nbytes
+        + size.members_nbytes
+        + rows
+        + RESULT_NBYTES * max(2 * CHUNK_ROWS, largest_frame)
+    )
 
 
 def task_nbytes(folder: StageFolder) -> int:
@@ -347,8 +278,8 @@ def _fold(folder: StageFolder) -> int:
     return fold_nbytes(model.folded.n_columns + 1, width, settings["numerics"]["fold_block_rows"])
 
 
-def _factor_size(factor: StageFolder) -> FactorSize:
-    """Of a planned "factor" or "cholesky"."""
+def _factor_size(factor: StageFolder, committee: StageFolder | None = None) -> FactorSize:
+    """Of a planned "factor" or "cholesky", and of a committee that uses it."""
     form = {"cholesky": "tiles", "factor": "whole"}[factor.stage]
     if factor.settings["solver"] == "dual":
         form = "rows"
@@ -358,18 +289,34 @@ def _factor_size(factor: StageFolder) -> FactorSize:
     model = open_model(factor.input("rows"), factor.settings["model"])
     n_components = len(model.map.components)
     basis = takes_basis(factor.settings["solver"], factor.settings["model"]["regularizer"])
-    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, basis)
+    n_members = 0
+    if committee is not None:
+        ((_, spec),) = committee.settings["committee"].items()
+        n_members = spec["members"]
+    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, basis, n_members)
 
 
 def _factorize(folder: StageFolder) -> int:
     return _factor_size(folder).factorize_nbytes
 
 
+def _committee(folder: StageFolder) -> int:
+    size = _factor_size(folder.input("factor"), folder)
+    drawn = "posterior" in folder.settings["committee"]
+    return size.draw_nbytes if drawn else size.factorize_nbytes
+
+
+def _of_rigidity(folder: StageFolder) -> FactorSize:
+    """Size of what a "rigidity" uses."""
+    committee = folder.input("committee") if "committee" in folder.plan["inputs"] else None
+    return _factor_size(folder.input("factor"), committee)
+
+
 def _rigidity(folder: StageFolder) -> int:
     features = folder.settings["features"]
     calculator = open_descriptor(features["descriptor"])
     crowd = crowd_of(folder.input("structures"))
-    size = _factor_size(folder.input("factor"))
+    size = _of_rigidity(folder)
     block, task = features["block_environments"], features["task_environments"]
     mapping = MapSize.of(open_map(folder.input("factor").input("rows")))
     return rigidity_nbytes(calculator, size, mapping, block, task, crowd)
@@ -380,7 +327,7 @@ def _result(folder: StageFolder) -> int:
     crowds = [crowd_of(one.input("structures")) for one in sets]
     largest = max(crowd.largest_frame for crowd in crowds)
     n_structures = max(crowd.n_structures for crowd in crowds)
-    return result_nbytes(_factor_size(sets[0].input("factor")), largest, n_structures)
+    return result_nbytes(_of_rigidity(sets[0]), largest, n_structures)
 
 
 _TASK: dict[str, Callable[[StageFolder], int]] = {
@@ -394,6 +341,7 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "triangle": _fold,
     "factor": _factorize,
     "cholesky": _factorize,
+    "committee": _committee,
     "rigidity": _rigidity,
     "result": _result,
 }

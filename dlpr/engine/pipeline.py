@@ -9,16 +9,17 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
-from dlpr.core.kernel import CUT
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
-from dlpr.engine.check import check_training_set
+from dlpr.engine.check import check_committee, check_training_set
+from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError, NumericsError
 from dlpr.job import Job, Keys, SetSpec
 from dlpr.stages import cholesky as cholesky_stage
+from dlpr.stages import committee as committee_stage
 from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
@@ -211,8 +212,8 @@ class Pipeline:
         """Kinds of targets in the loss."""
         return kinds_of(self.job.loss.model_dump(mode="json"))
 
-    def fold(self, stage: str) -> StageFolder:
-        """The partial Hessians ("hessian") or triangles ("triangle")."""
+    def fold(self, stage: str, subsample: Json | None = None) -> StageFolder:
+        """The partial Hessians ("hessian") or triangles ("triangle"); or those of a committee."""
         model = self.model()
         of_rows = {name: model[name] for name in ("rows", "centre_species")}
 
@@ -220,10 +221,12 @@ class Pipeline:
             work, numerics = self.workspace.work, self.numerics()
             if self.form() != "tiles":
                 numerics["tile_columns"] = self.layout().n_columns + 1
-            plan = fold_stage.plan(work, stage, self.targets(), self.kinds(), of_rows, numerics)
-            return self.workspace.finish(stage, plan)
+            targets, kinds = self.targets(), self.kinds()
+            plan = fold_stage.plan(work, stage, targets, kinds, of_rows, numerics, subsample)
+            role = stage if subsample is None else f"{stage} of the committee"
+            return self.workspace.finish(role, plan)
 
-        return self._once("fold", stage, make)
+        return self._once("fold of all" if subsample is None else "fold of members", stage, make)
 
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
@@ -244,6 +247,7 @@ class Pipeline:
 
         def make() -> StageFolder:
             form = self.form()
+            check_committee(self.job, form, self.n_columns())
             self._require_memory(form)
             if form == "rows":
                 return by(None, "dual")
@@ -256,6 +260,23 @@ class Pipeline:
             return by(self.fold("triangle"), "auto" if solver == "auto" else "qr")
 
         return self._once("factor", solver, make)
+
+    def committee(self) -> StageFolder | None:
+        """The weights of the committee's members, if the job has one."""
+        spec = self.job.committee
+        if spec is None:
+            return None
+        committee, factor = spec.model_dump(mode="json"), self.factor()
+
+        def make() -> StageFolder:
+            fold = None
+            if spec.subsample is not None and "fold" in factor.plan["inputs"]:
+                fold = self.fold(factor.input("fold").stage, committee["subsample"])
+            work, numerics = self.workspace.work, self.numerics()
+            plan = committee_stage.plan(work, factor, committee, fold, numerics)
+            return self.workspace.finish("committee", plan)
+
+        return self._once("committee", "train", make)
 
     def model(self) -> Json:
         """The job's model: its kind, and what the job says of it."""
@@ -298,9 +319,10 @@ class Pipeline:
         layout = self.layout()
         feature_map = open_map(self.planned_rows())
         n_rows, n_components = self.n_rows(), len(feature_map.components)
-        takes_basis = memory.takes_basis(self.job.solver, self.model()["regularizer"])
-        size = memory.FactorSize(
-            form, layout, n_rows, numerics.tile_columns, n_components, takes_basis
+        basis = takes_basis(self.job.solver, self.model()["regularizer"])
+        n_members = self.job.committee.spec.members if self.job.committee else 0
+        size = FactorSize(
+            form, layout, n_rows, numerics.tile_columns, n_components, basis, n_members
         )
         mapping = memory.MapSize.of(feature_map)
         needs = [size.factorize_nbytes]
@@ -316,11 +338,13 @@ class Pipeline:
 
     def rigidity(self, name: str) -> StageFolder:
         """The rigidities of one set, in stored order."""
-        structures, factor = self.ingest(name), self.factor()
+        structures, factor, committee = self.ingest(name), self.factor(), self.committee()
         if self.job.store_test_features and isinstance(self.job.test[name], SetSpec):
             self.featurize(name)
         settings, numerics = self.feature_settings(name), self.numerics()
-        plan = rigidity_stage.plan(self.workspace.work, structures, factor, settings, numerics)
+        plan = rigidity_stage.plan(
+            self.workspace.work, structures, factor, settings, numerics, committee
+        )
         return self.workspace.finish(f"rigidity of {name}", plan)
 
     def result(self) -> StageFolder:
@@ -338,32 +362,6 @@ class Pipeline:
         result_stage.publish(folder, self.workspace.output)
         self.workspace.settle()
         return folder
-
-    def notes(self) -> list[str]:
-        """What a reader of the result should know about its input."""
-        notes = []
-        if self.job.model.kernel is not None:
-            facts = self.references().receipts()[-1].facts["references"]
-            notes += [
-                f"kernel of {symbol}: {own['count']} references, rank {own['rank']} of K_MM "
-                f"({own['cut']} eigenvalues below {CUT:.0e} of the largest are cut)"
-                for symbol, own in facts.items()
-            ]
-        for name in self.set_names():
-            structures = self.ingest(name)
-            store = open_structures(structures)
-            if store.n_repeats:
-                notes.append(
-                    f"{name}: {store.n_repeats} of {store.n_structures} structures repeat an "
-                    f"earlier one exactly"
-                )
-            labelled = sum(r.facts["labels"]["energy"] for r in structures.receipts())
-            if name == "train" and 0 < labelled < store.n_structures:
-                notes.append(
-                    f"train: {store.n_structures - labelled} of {store.n_structures} structures "
-                    f"have no energy: they are no rows of the Hessian's energies"
-                )
-        return notes
 
     def numerics(self) -> Json:
         """The numerical plan: what decides bits beside job and data."""

@@ -80,9 +80,9 @@ def export(
     Notes
     -----
     Extended xyz has the columns ``lpr`` and ``prior_ratio`` (`inf` where the rigidity is infinite)
-    with all digits, and ``forces`` where there are; in its comment ``structure_pr``, ``group``,
-    ``source_file``, ``source_frame``, and ``energy`` and ``stress`` where there are. It is written
-    structure by structure.
+    with all digits, and ``committee_variance`` and ``forces`` where there are; in its comment
+    ``structure_pr``, ``group``, ``source_file``, ``source_frame``, and ``energy``, ``stress`` and
+    ``structure_committee_variance`` where there are. It is written structure by structure.
     """
     target = Path(to).absolute()
     kind = format_of(target, format)
@@ -236,6 +236,10 @@ def _write_chemiscope(file: BinaryIO, of_set: SetStructures, chosen: range) -> N
                 "prediction rigidity of the structure, in the model's own convention",
             ),
         }
+    if all("committee_variance" in frame.arrays for frame in frames):
+        variance = np.concatenate([frame.arrays["committee_variance"] for frame in frames])
+        what = "variance over a committee of the environment's energy, eV^2"
+        values["committee variance"] = ("atom", variance, what)
     properties: Json = {
         name: {"target": target, "values": _finite(array), "description": description}
         for name, (target, array, description) in values.items()
@@ -279,9 +283,12 @@ def _summary_rows(result: Result, name: str | None) -> list[Json]:
         for row in result.summary[of_set]:
             flat: Json = {"set": of_set, "group": row["group"], "species": row["species"]}
             flat |= {key: row[key] for key in sorted(row) if key.startswith("n_")}
-            for key in ("lpr", "prior_ratio"):
-                names = [f"{key}_q{round(100 * q):03d}" for q in QUANTILES]
-                flat |= dict(zip(names, row[key] or [None] * len(names), strict=True))
+            for key in ("lpr", "prior_ratio", "committee_variance"):
+                if key in row:
+                    names = [f"{key}_q{round(100 * q):03d}" for q in QUANTILES]
+                    flat |= dict(zip(names, row[key] or [None] * len(names), strict=True))
+            if "rank_correlation" in row:
+                flat["committee_rank_correlation"] = row["rank_correlation"]
             rows.append(flat)
     return rows
 

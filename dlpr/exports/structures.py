@@ -14,6 +14,7 @@ from dlpr.descriptors import Descriptor, members
 from dlpr.errors import CorruptPartError, InputError, StoreError
 from dlpr.handles import Result
 from dlpr.stages.features import open_descriptor
+from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.folder import StageFolder
 
@@ -49,6 +50,11 @@ class SetStructures:
         self._lpr = self._column(group, "environment_lpr")
         self._ratio = self._column(group, "environment_prior_ratio")
         self._pr = self._column(group, "structure_pr")
+        self._committee = [
+            self._column(group, array)
+            for array in (COMMITTEE, STRUCTURE_COMMITTEE)
+            if array in group
+        ]
         self._source_file, self._source_files = self._store.sources()
         # a part without any force has no array of forces
         receipts = self._store.folder.receipts()
@@ -108,6 +114,11 @@ class SetStructures:
         # rigidity.zarr has the source's order already
         atoms.set_array("lpr", self._lpr.read(start, stop))
         atoms.set_array("prior_ratio", self._ratio.read(start, stop))
+        if self._committee:
+            of_atoms, of_structure = self._committee
+            atoms.set_array("committee_variance", of_atoms.read(start, stop))
+            variance = float(of_structure.read(index, index + 1)[0])
+            atoms.info["structure_committee_variance"] = variance
         if self._has_forces[index]:
             forces = store.read("force", start, stop)[stored]
             if np.isfinite(forces).all():

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from dlpr.errors import JobError
 from dlpr.job.cluster import Cluster, Local
+from dlpr.job.committee import Committee
 from dlpr.job.model import Loss, Model
 from dlpr.job.sections import (
     Bytes,
@@ -182,6 +183,9 @@ class Job(Section):
     model: Model = Field(description="a mapping with one of: linear, kernel")
     loss: Loss = Loss()
     solver: Literal["auto", "cholesky", "qr", "eigh", "dual"] = "auto"
+    committee: Committee | None = Field(
+        default=None, description="nothing, or a mapping with one of: subsample, posterior"
+    )
     store_train_features: bool = True
     store_test_features: bool = False
     storage: Storage = Storage()
@@ -239,8 +243,10 @@ class Job(Section):
         return self.model_dump(mode="json")
 
     def settings(self) -> dict[str, Any]:
-        """`resolved` without output and cluster: all that may influence a result."""
-        return {k: v for k, v in self.resolved().items() if k not in _WITHOUT_INFLUENCE}
+        """`resolved` without output, cluster and what is not asked for: all that may influence a
+        result."""
+        found = self.resolved().items()
+        return {k: v for k, v in found if k not in _WITHOUT_INFLUENCE and v is not None}
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:

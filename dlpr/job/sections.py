@@ -59,7 +59,8 @@ class Choice(Section):
         return getattr(self, self.kind)
 
 
-def _refuse_boolean(value: object) -> object:
+def refuse_boolean(value: object) -> object:
+    """True and false, which Python takes for numbers, are none here."""
     if isinstance(value, bool):
         raise ValueError(f"found {show(value)}; needs a number")
     return value
@@ -89,13 +90,13 @@ Text = Annotated[str, Field(min_length=1, description="text")]
 Line = Annotated[
     str, Field(min_length=1, pattern=r"^[^\n\r\x00]*$", description="text on one line")
 ]
-Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_refuse_boolean), Field(gt=0)]
+Number = Annotated[float, BeforeValidator(refuse_boolean), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(refuse_boolean), Field(gt=0)]
 Count = Annotated[
-    int, BeforeValidator(_refuse_boolean), Field(ge=1, description="a whole number >= 1")
+    int, BeforeValidator(refuse_boolean), Field(ge=1, description="a whole number >= 1")
 ]
 Natural = Annotated[
-    int, BeforeValidator(_refuse_boolean), Field(ge=0, description="a whole number >= 0")
+    int, BeforeValidator(refuse_boolean), Field(ge=0, description="a whole number >= 0")
 ]
 CountOrNone = Annotated[Count | None, Field(description="a whole number >= 1, or nothing")]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(description="a size such as 4GiB")]

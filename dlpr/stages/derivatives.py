@@ -78,16 +78,10 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     found: dict[tuple[str, str], list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
     first, last = settings["edges"][task : task + 2]
     for index in range(first, last):
-        start, stop = store.structure_offset[index : index + 2].tolist()
         group = store.group_names[store.group[index]]
         piece = store.whole(index)
-        labels = {
-            "forces": store.forces(start, stop).ravel(),
-            "stress": store.structure("stress", index)[VOIGT],
-        }
-        known = {kind: np.isfinite(labels[kind]) for kind in settings["kinds"]}
-        if "stress" in known and not has_stress(piece):
-            known["stress"][:] = False
+        labels = {kind: _labels(store, index, kind) for kind in settings["kinds"]}
+        known = {kind: np.isfinite(own) for kind, own in labels.items()}
         wanted = {kind: bool(own.any()) for kind, own in known.items()}
         if not any(wanted.values()):
             continue
@@ -112,6 +106,15 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         arrays[f"y_{number}"] = np.concatenate([y for _, y in pairs])
         groups[kind][group] = len(arrays[f"y_{number}"])
     return folder.write_part(task, arrays), {"groups": groups}
+
+
+def _labels(store: StructureStore, index: int, kind: str) -> NDArray[np.float64]:
+    """Forces or stress of a structure, flat; NaN where there is none that can be used."""
+    if kind == "forces":
+        start, stop = store.structure_offset[index : index + 2].tolist()
+        return store.forces(start, stop).ravel()
+    stress: NDArray[np.float64] = store.structure("stress", index)[VOIGT]
+    return stress if has_stress(store.whole(index)) else np.full_like(stress, np.nan)
 
 
 def _finished(mapping: FeatureMap, sums: FloatArray) -> FloatArray:
@@ -158,7 +161,13 @@ class DerivativeStore:
         """All that decides the rows of a run, as JSON."""
         return list(self._content[run.start : run.stop])
 
-    def targets(self, run: Run, convention: str) -> Iterator[Targets]:
+    def first(self, run: Run) -> int:
+        """Number of the structure with which a run's first task begins."""
+        return int(self._folder.settings["edges"][run.start])
+
+    def targets(
+        self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
+    ) -> Iterator[Targets]:
         """The rows of a run; a derivative knows no convention of structures."""
         for task in range(run.start, run.stop):
             if run.group not in self._counts[task]:
@@ -168,7 +177,18 @@ class DerivativeStore:
             self._folder.expect_part(task + 1)
             part = self._folder.read_part(task, (f"rows_{number}", f"y_{number}"))
             rows, y = part[f"rows_{number}"], part[f"y_{number}"]
+            if chosen is not None:
+                own = chosen[self._structure(task, run.group)]
+                rows, y = rows[own], y[own]
             yield Targets(rows, np.zeros((len(y), self._n_species)), y, np.ones(len(y)))
+
+    def _structure(self, task: int, group: str) -> NDArray[np.int64]:
+        """Number of the structure that each row of a group in a task belongs to."""
+        store = open_structures(self._folder.input("structures"))
+        first, last = self._folder.settings["edges"][task : task + 2]
+        own = np.arange(first, last)[store.group[first:last] == store.group_names.index(group)]
+        count = [np.isfinite(_labels(store, index, self._kind)).sum() for index in own.tolist()]
+        return np.repeat(own, count)
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ from dlpr.core.factorize import (
     storage_error,
 )
 from dlpr.core.fit import Fit
-from dlpr.core.folds import Gram
+from dlpr.core.folds import Gram, Triangle
 from dlpr.core.models import Model
 from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
@@ -109,13 +109,26 @@ Made = tuple[HeldFactor, Conditioning, NDArray[np.float64]]
 """A factor, how well it could be made, and the weights that fit the targets."""
 
 
-def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
-    settings = folder.settings
-    fold = combined(folder.input("fold"), 0, weights_of(settings["loss"]))
+def model_fold(folder: StageFolder, model: Model, member: int = 0) -> Gram | Triangle:
+    """The fold of the model's rows and their target; of one member's, if it is a committee's."""
+    fold = combined(folder.input("fold"), 0, weights_of(folder.settings["loss"]), member)
     fold.shift_target(model.constants, isolated_energies(folder))
     columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
-    chosen = fold.select(columns, scale)
-    del fold
+    return fold.select(columns, scale)
+
+
+def model_rows(
+    folder: StageFolder, model: Model, chosen: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """The model's rows and their target, as `all_rows`."""
+    loss = folder.settings["loss"]
+    sources = sources_of(folder.inputs(), kinds_of(loss))
+    return all_rows(sources, model, weights_of(loss), isolated_energies(folder), chosen)
+
+
+def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
+    settings = folder.settings
+    chosen = model_fold(folder, model)
     n = model.layout.n_columns
     data = type(chosen)(chosen.matrix[:n, :n])
     if settings["solver"] == "auto":
@@ -133,9 +146,7 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
 
 
 def _of_rows(folder: StageFolder, model: Model, facts: Json) -> Made:
-    loss = folder.settings["loss"]
-    sources = sources_of(folder.inputs(), kinds_of(loss))
-    rows = all_rows(sources, model, weights_of(loss), isolated_energies(folder))
+    rows = model_rows(folder, model)
     factor, conditioning = factorize_rows(rows[:, :-1], facts["mu"])
     fitted = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
     return factor, conditioning, fitted.weights(np.array([facts["mu"]]))[:, 0]

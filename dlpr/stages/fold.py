@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlpr.core.folds import QR_PANEL, Gram, Triangle
 from dlpr.core.models import Model, Targets, joined
@@ -15,7 +16,7 @@ from dlpr.core.tiles import Tiling, fold_tile
 from dlpr.errors import ResourceError
 from dlpr.stages.model import open_model
 from dlpr.stages.rows import Run
-from dlpr.stages.sources import RowSource, sources_of
+from dlpr.stages.sources import RowSource, chosen_of, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
@@ -36,8 +37,11 @@ def plan(
     kinds: list[str],
     model: Json,
     numerics: Json,
+    subsample: Json | None = None,
 ) -> StageFolder:
     """Partials of a fold: tiles times runs of rows, their number bounded by a byte budget.
+
+    Those of a committee are folded once for every member, from the rows of its structures.
 
     Parameters
     ----------
@@ -50,11 +54,13 @@ def plan(
         ``rows`` and ``centre_species``.
     numerics : dict
         ``fold_block_rows``, ``partials_nbytes``, ``tile_columns``, ``threads``, ``kernel``.
+    subsample : dict, optional
+        ``members``, ``fraction`` and ``seed`` of a committee.
 
     Raises
     ------
     ResourceError
-        If one partial per group is more than the budget.
+        If one partial per group and member is more than the budget.
     """
     sources = sources_of(inputs, kinds)
     rows = inputs["rows"]
@@ -71,8 +77,16 @@ def plan(
             "qr_panel": QR_PANEL,
         },
         "tile_columns": numerics["tile_columns"] if stage == "hessian" else n_columns,
-        "run_rows": run_rows(n_rows, n_groups, n_columns, numerics["partials_nbytes"]),
+        "run_rows": run_rows(
+            n_rows,
+            n_groups,
+            n_columns,
+            numerics["partials_nbytes"],
+            subsample["members"] if subsample else 1,
+        ),
     }
+    if subsample is not None:
+        settings["subsample"] = subsample
     same = {name: settings[name] for name in ("features", "model", "numerics", "tile_columns")}
     same["references"] = rows.plan["inputs"].get("references")
     tasks = [
@@ -82,11 +96,23 @@ def plan(
             "group": one.group,
             "kind": kind,
             "rows": sources[kind].contents(one),
+            **member,
+            **({"first": sources[kind].first(one)} if member else {}),
         }
+        for member in _members(settings)
         for kind, one in _runs(sources, settings)
         for tile in tiling_of(open_model(rows, model), settings).pairs()
     ]
     return StageFolder.create(work, stage, settings, inputs, tasks)
+
+
+def _members(settings: Json) -> list[Json]:
+    """What says which structures are in the partials of each member; one that has all of them."""
+    spec = settings.get("subsample")
+    if spec is None:
+        return [{}]
+    drawn = {name: spec[name] for name in ("fraction", "seed")}
+    return [{"drawn": drawn, "member": member} for member in range(spec["members"])]
 
 
 def _runs(sources: Mapping[str, RowSource], settings: Json) -> Iterator[tuple[str, Run]]:
@@ -110,20 +136,23 @@ def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_c
     return "whole"
 
 
-def run_rows(n_rows: int, n_groups: int, n_columns: int, budget: int) -> int:
+def run_rows(n_rows: int, n_groups: int, n_columns: int, budget: int, n_members: int = 1) -> int:
     """Rows of a partial: a few seconds of work, and doubled until all fit the budget.
 
     Raises
     ------
     ResourceError
-        If one partial per group is more than the budget.
+        If one partial per group and member of a committee is more than the budget.
     """
-    nbytes = 8 * n_columns**2
-    if n_groups * nbytes > budget and n_groups > 1:
+    nbytes = 8 * n_columns**2 * n_members
+    if n_groups * nbytes > budget and n_groups * n_members > 1:
+        whose, less = "", ""
+        if n_members > 1:
+            whose, less = f" in {n_members} members of the committee", ", take fewer members"
         raise ResourceError(
-            f"the Hessian has {n_columns} columns, so its {n_groups} groups need partials of "
-            f"{format_bytes(nbytes * n_groups)} on disk; numerics.partials_budget allows "
-            f"{format_bytes(budget)}. Raise it, or group the training set more coarsely "
+            f"the Hessian has {n_columns} columns, so its {n_groups} groups{whose} need partials "
+            f"of {format_bytes(nbytes * n_groups)} on disk; numerics.partials_budget allows "
+            f"{format_bytes(budget)}. Raise it{less}, or group the training set more coarsely "
             f"(train.group_by)."
         )
     rows = max(FEWEST_ROWS * n_columns, int(TASK_FLOPS / n_columns**2))
@@ -153,9 +182,13 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     tiling = tiling_of(model, settings)
     pairs = tiling.pairs()
     runs = list(_runs(sources, settings))
-    (kind, one), (i, j) = runs[task // len(pairs)], pairs[task % len(pairs)]
+    member, at = divmod(task, len(runs) * len(pairs))
+    (kind, one), (i, j) = runs[at // len(pairs)], pairs[at % len(pairs)]
     size = settings["numerics"]["fold_block_rows"]
-    pieces = _gathered(sources[kind].targets(one, model.rows), size)
+    chosen = None
+    if "subsample" in settings:
+        chosen = chosen_of(folder.input("rows"), settings["subsample"], member)
+    pieces = _gathered(sources[kind].targets(one, model.rows, chosen), size)
 
     def columns(targets: Targets, tile: int) -> Iterator[FloatArray]:
         return strips(model.sides(targets), targets.factor, tiling.slice(tile), size)
@@ -191,14 +224,18 @@ def _gathered(pieces: Iterable[Targets], size: int) -> Iterator[Targets]:
         yield joined(held)
 
 
-def combined(fold: StageFolder, tile: int, weights: Weights) -> Gram | Triangle:
-    """The partials of one tile, added in the plan's order with the weights of the loss."""
+def combined(fold: StageFolder, tile: int, weights: Weights, member: int = 0) -> Gram | Triangle:
+    """The partials of one tile, added in the plan's order with the weights of the loss.
+
+    Those of one member, where they are a committee's.
+    """
     model = open_model(fold.input("rows"), fold.settings["model"])
     n_tiles = len(tiling_of(model, fold.settings).pairs())
     kind = FOLDS[fold.stage]
     receipts = fold.receipts()
+    n_own = fold.n_tasks // len(_members(fold.settings))
     total: Any = None
-    for part in range(tile, fold.n_tasks, n_tiles):
+    for part in range(member * n_own + tile, (member + 1) * n_own, n_tiles):
         facts = receipts[part].facts
         matrix = fold.read_part(part, ("matrix",))["matrix"]
         weight = weights(facts["kind"], facts["group"])
@@ -213,17 +250,22 @@ def combined(fold: StageFolder, tile: int, weights: Weights) -> Gram | Triangle:
 
 
 def all_rows(
-    sources: Mapping[str, RowSource], model: Model, weights: Weights, isolated: FloatArray
+    sources: Mapping[str, RowSource],
+    model: Model,
+    weights: Weights,
+    isolated: FloatArray,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> FloatArray:
     """Every row of a loss and its target, (n_rows, n_columns + 1): where rows are few.
 
-    ``isolated`` (n_species,) are energies of isolated atoms, taken off the targets.
+    ``isolated`` (n_species,) are energies of isolated atoms, taken off the targets; ``chosen``
+    (n_structures,) says whose rows are wanted.
     """
-    found = []
+    found = [np.empty((0, model.layout.n_columns + 1))]
     for kind, source in sources.items():
         for one in source.runs(1 << 62):
             factor = np.sqrt(weights(kind, one.group))
-            for targets in source.targets(one, model.rows):
+            for targets in source.targets(one, model.rows, chosen):
                 sides = np.hstack(model.sides(targets))
                 sides[:, -1] -= targets.count @ isolated
                 sides *= (factor * targets.factor)[:, None]

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR
 from dlpr.core.quantiles import QuantileSketch
+from dlpr.core.rows import FloatArray
 from dlpr.errors import StoreError
+from dlpr.stages.agreement import ALL, agreements
+from dlpr.stages.committee import OF_VARIANCE, describe_committee
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.features import task_edges
-from dlpr.stages.rigidity import arrays_of, finish_structures
+from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, arrays_of, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import (
     METADATA,
@@ -78,7 +81,12 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         group = create_group(partial, _attributes(folder, rigidity))
         _write_environments(group, partial, rigidity, structures)
         _write_structures(group, partial, rigidity, structures)
-        group.attrs["summary"] = summary_rows = _summary(group, structures)
+        summary_rows = _summary(group, structures)
+        if "committee" in rigidity.plan["inputs"]:
+            about = describe_committee(rigidity.input("committee"))
+            about["rank_correlation"] = _add_committee(group, structures, summary_rows)
+            group.attrs["committee"] = about
+        group.attrs["summary"] = summary_rows
     facts = {"summary": summary_rows, "n_environments": structures.n_environments}
     return checksums(store_files(target), folder.path), facts
 
@@ -111,6 +119,8 @@ def _write_environments(
     out["environment_unseen"].attrs["flag_masks"] = masks
     meanings = "central_species neighbour_species unlike_references"
     out["environment_unseen"].attrs["flag_meanings"] = meanings
+    if COMMITTEE in out:
+        out[COMMITTEE].attrs.update(OF_VARIANCE)
     species = create_array(
         group, "environment_species", (n,), np.uint8, ("environment",), CHUNK_ROWS
     )
@@ -188,7 +198,10 @@ def _write_structures(
 ) -> None:
     source, files = structures.sources()
     columns: dict[str, tuple[NDArray[Any], Json]] = {
-        **{name: (values, {}) for name, values in finish_structures(rigidity).items()},
+        **{
+            name: (values, OF_VARIANCE if name == STRUCTURE_COMMITTEE else {})
+            for name, values in finish_structures(rigidity).items()
+        },
         "structure_energy_label": (structures.energy, {}),
         "structure_group": (structures.group, {"names": list(structures.group_names)}),
         "structure_source_file": (source, {"names": files}),
@@ -211,12 +224,9 @@ def _summary(group: zarr.Group, structures: StructureStore) -> list[Json]:
     keys: dict[tuple[int, int], tuple[QuantileSketch, QuantileSketch, NDArray[np.int64]]] = {}
     for start in range(0, structures.n_environments, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, structures.n_environments)
-        lpr, ratio, unseen, species = (
-            np.asarray(group[f"environment_{name}"][start:stop])  # type: ignore[index]
-            for name in ("lpr", "prior_ratio", "unseen", "species")
-        )
-        of_group = structures.group[structures.structure_of(start, stop)]
-        label = of_group.astype(np.int64) * 256 + species
+        names = ("environment_lpr", "environment_prior_ratio", "environment_unseen")
+        lpr, ratio, unseen = _chunks(group, names, start, stop)
+        label = _labels(group, structures, start, stop)
         for key in np.unique(label):
             own = label == key
             entry = keys.setdefault(
@@ -244,6 +254,41 @@ def _summary(group: zarr.Group, structures: StructureStore) -> list[Json]:
         }
         for (g, z), (lpr, ratio, counts) in sorted(keys.items())
     ]
+
+
+def _add_committee(group: zarr.Group, structures: StructureStore, rows: list[Json]) -> float | None:
+    """Say in every summary row how the committee's variance goes with LPR; return that of all."""
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], FloatArray, FloatArray]]:
+        for start in range(0, structures.n_environments, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, structures.n_environments)
+            lpr, variance = _chunks(group, ("environment_lpr", COMMITTEE), start, stop)
+            yield _labels(group, structures, start, stop), lpr, variance
+
+    found = agreements(blocks)
+    for row in rows:
+        own = found[_label(structures.group_names.index(row["group"]), row["species"])]
+        row["committee_variance"] = _quantiles(own.variance)
+        row["rank_correlation"] = own.rank_correlation
+    return found[ALL].rank_correlation
+
+
+def _label(group: Any, species: Any) -> Any:
+    """One number for group and species."""
+    return group * 256 + species
+
+
+def _labels(
+    group: zarr.Group, structures: StructureStore, start: int, stop: int
+) -> NDArray[np.int64]:
+    of_group = structures.group[structures.structure_of(start, stop)]
+    (species,) = _chunks(group, ("environment_species",), start, stop)
+    labels: NDArray[np.int64] = _label(of_group.astype(np.int64), species)
+    return labels
+
+
+def _chunks(group: zarr.Group, names: tuple[str, ...], start: int, stop: int) -> list[NDArray[Any]]:
+    return [np.asarray(group[name][start:stop]) for name in names]  # type: ignore[index]
 
 
 def _quantiles(sketch: QuantileSketch) -> list[float] | None:

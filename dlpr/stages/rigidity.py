@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.core.committee import spread
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, Mapped
 from dlpr.core.rows import FloatArray
+from dlpr.stages.committee import open_members
 from dlpr.stages.factor import Factors, open_factors
 from dlpr.stages.features import ROWS_NBYTES, FeatureSource, task_keys
 from dlpr.stages.structures import open_structures
@@ -19,15 +22,17 @@ from dlpr.store.folder import StageFolder
 
 TILED_ROWS = 1024
 """Rows for which a factor is read from disk at a time."""
+COMMITTEE, STRUCTURE_COMMITTEE = "environment_committee_variance", "structure_committee_variance"
 ARRAYS: dict[str, type[np.generic]] = {
     "environment_lpr": np.float64,
     "environment_prior_ratio": np.float64,
     "environment_unseen": np.uint8,
     "environment_residual": np.float64,
     "environment_energy": np.float64,
+    COMMITTEE: np.float64,
 }
 """What is said of every environment: residuals where the feature map leaves some, energies where
-the training set has them."""
+the training set has them, a committee's variance where the job has one."""
 
 
 def arrays_of(folder: StageFolder) -> dict[str, type[np.generic]]:
@@ -37,7 +42,12 @@ def arrays_of(folder: StageFolder) -> dict[str, type[np.generic]]:
 
 
 def plan(
-    work: Path, structures: StageFolder, factor: StageFolder, features: Json, numerics: Json
+    work: Path,
+    structures: StageFolder,
+    factor: StageFolder,
+    features: Json,
+    numerics: Json,
+    committee: StageFolder | None = None,
 ) -> StageFolder:
     """Tasks of ``task_environments`` environments of one set."""
     model = factor.settings["model"]
@@ -48,8 +58,10 @@ def plan(
         "seen": list(training.species),
         "numerics": {name: numerics[name] for name in ("threads", "kernel")},
     }
-    tasks = task_keys(structures, features, {**settings, "factor": factor.output_digest()})
-    inputs = {"structures": structures, "factor": factor}
+    used = {"factor": factor} if committee is None else {"factor": factor, "committee": committee}
+    made_of = {name: folder.output_digest() for name, folder in used.items()}
+    tasks = task_keys(structures, features, {**settings, **made_of})
+    inputs = {"structures": structures, **used}
     return StageFolder.create(work, "rigidity", settings, inputs, tasks)
 
 
@@ -93,7 +105,9 @@ class _Environments:
         settings = folder.settings
         self.source = source
         self.factors: Factors = open_factors(folder.input("factor"))
-        self.model = self.factors.model
+        self.model, self.fit = self.factors.model, self.factors.fit
+        if "committee" in folder.plan["inputs"]:
+            self.fit = replace(self.fit, spread=spread(open_members(folder.input("committee"))))
         known = source.descriptor.species
         self._unseen_block = np.array([z not in settings["seen"] for z in known])
         self._unseen_columns = np.zeros(source.descriptor.n_features, bool)
@@ -109,7 +123,7 @@ class _Environments:
         self, start: int, stop: int, features: FloatArray, mapped: Mapped
     ) -> dict[str, NDArray[Any]]:
         species = self.source.environment_species(start, stop)
-        found = self.factors.fit.environments(features, species, mapped)
+        found = self.fit.environments(features, species, mapped)
         unseen = np.where(self._unseen_block[species], UNSEEN_CENTRE, 0).astype(np.uint8)
         if self._unseen_columns.any():
             near = np.any(features[:, self._unseen_columns] != 0, axis=1)
@@ -125,6 +139,8 @@ class _Environments:
             arrays["environment_residual"] = found.residual
         if found.energy is not None:
             arrays["environment_energy"] = found.energy
+        if found.committee_variance is not None:
+            arrays[COMMITTEE] = found.committee_variance
         return arrays
 
 
@@ -174,14 +190,18 @@ class _Structures:
 def structure_arrays(
     environments: _Environments, structures: NDArray[np.int64], sums: FloatArray
 ) -> dict[str, FloatArray]:
-    """PR of structures, in the model's own convention, and predicted total energies."""
-    count, fit = environments.source.count(structures), environments.factors.fit
+    """PR of structures, in the model's own convention, total energies, a committee's variance."""
+    count, fit = environments.source.count(structures), environments.fit
     pr, energy, _ = fit.structures(sums, count)
     assert pr is not None
     found = {"structure_pr": pr}
     for name, cpr in fit.structure_components(sums, count).items():
         found[f"structure_pr_{name}"] = cpr
-    return found if energy is None else {**found, "structure_energy": energy}
+    if energy is not None:
+        found["structure_energy"] = energy
+    if fit.spread is not None:
+        found[STRUCTURE_COMMITTEE] = fit.structure_committee(sums, count)
+    return found
 
 
 def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
@@ -193,6 +213,8 @@ def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
     names = ["structure_pr", *(f"structure_pr_{name}" for name in parts)]
     if environments.factors.weights is not None:
         names.append("structure_energy")
+    if environments.fit.spread is not None:
+        names.append(STRUCTURE_COMMITTEE)
     arrays = {name: np.empty(store.n_structures) for name in names}
     held: tuple[int, NDArray[np.float64]] | None = None
     whole: list[tuple[int, NDArray[np.float64]]] = []

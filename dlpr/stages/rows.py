@@ -117,6 +117,8 @@ class Sums:
 
     Attributes
     ----------
+    structure : (n,) int64
+        Their numbers in the training set.
     sums : (n, n_species * n_features) float64
     count : (n, n_species) int64
         Atoms.
@@ -124,6 +126,7 @@ class Sums:
         NaN where unknown.
     """
 
+    structure: NDArray[np.int64]
     sums: NDArray[np.float64]
     count: NDArray[np.int64]
     energy: NDArray[np.float64]
@@ -131,11 +134,12 @@ class Sums:
     def __len__(self) -> int:
         return len(self.sums)
 
-    def __getitem__(self, rows: slice) -> Sums:
-        return Sums(self.sums[rows], self.count[rows], self.energy[rows])
+    def __getitem__(self, rows: slice | NDArray[np.bool_]) -> Sums:
+        return Sums(self.structure[rows], self.sums[rows], self.count[rows], self.energy[rows])
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.sums + other.sums, self.count + other.count, other.energy)
+        sums, count = self.sums + other.sums, self.count + other.count
+        return Sums(other.structure, sums, count, other.energy)
 
 
 def cut_runs(
@@ -228,14 +232,21 @@ class RowStore:
         """Whether any structure has an energy."""
         return bool(np.isfinite(self.structures.energy).any())
 
-    def targets(self, run: Run, convention: str) -> Iterator[Targets]:
+    def targets(
+        self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
+    ) -> Iterator[Targets]:
         """The rows of a run with their labels; without labels only where no structure has one."""
         anything = not self.is_labelled
         for found in self.read(run):
-            own = slice(None) if anything else np.isfinite(found.energy)
-            piece = Sums(found.sums[own], found.count[own], found.energy[own])
+            piece = found if anything else found[np.isfinite(found.energy)]
+            if chosen is not None:
+                piece = piece[chosen[piece.structure]]
             if len(piece):
                 yield energies(piece.sums, piece.count, piece.energy, convention)
+
+    def first(self, run: Run) -> int:
+        """Number of the structure with which a run's first task begins."""
+        return self._first(run.begin)
 
     def contents(self, run: Run) -> list[object]:
         """All that decides what `read` gives for a run, as JSON."""
@@ -255,7 +266,7 @@ class RowStore:
             self.folder.expect_part(task + 1)
             part = self.folder.read_part(task, keys)
             structure = self._first(task) + part[keys[0]]
-            found = Sums(*(part[key] for key in keys[1:]))
+            found = Sums(structure, *(part[key] for key in keys[1:]))
             if task < run.start:  # of this task, only what goes on into the run
                 structure, found = structure[-1:], found[-1:]
             goes_on = end[structure[-1]] > self._edges[task + 1]

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.core.committee import subsample
 from dlpr.core.models import Targets
 from dlpr.stages.derivatives import open_derivatives
 from dlpr.stages.rows import Run, open_rows
+from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
@@ -33,8 +38,13 @@ class RowSource(Protocol):
     def contents(self, run: Run) -> list[object]:
         """All that decides the rows of a run, as JSON."""
 
-    def targets(self, run: Run, convention: str) -> Iterator[Targets]:
-        """The rows of a run."""
+    def first(self, run: Run) -> int:
+        """Number of the structure with which a run's first task begins."""
+
+    def targets(
+        self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
+    ) -> Iterator[Targets]:
+        """The rows of a run; of some structures, where (n_structures,) says which."""
 
 
 KINDS = ("energy", "forces", "stress")
@@ -62,3 +72,18 @@ def sources_of(inputs: Mapping[str, StageFolder], kinds: Sequence[str]) -> dict[
         else open_derivatives(inputs["derivatives"], kind)
         for kind in kinds
     }
+
+
+def chosen_of(rows: StageFolder, spec: Json, member: int) -> NDArray[np.bool_]:
+    """Structures of the training set that a member of a committee is fitted to, (n_structures,).
+
+    Parameters
+    ----------
+    rows : StageFolder
+        "rows", planned or finished.
+    spec : dict
+        ``fraction`` and ``seed``.
+    member : int
+    """
+    n_structures = open_structures(rows.input("structures")).n_structures
+    return subsample(spec["seed"], member, spec["fraction"], n_structures)

@@ -27,6 +27,7 @@ STAGES = {
     "triangle": "dlpr.stages.fold",
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
+    "committee": "dlpr.stages.committee",
     "rigidity": "dlpr.stages.rigidity",
     "result": "dlpr.stages.result",
 }

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import NumericsError
@@ -61,3 +62,10 @@ def test_refuses_what_no_rigidity_is(wrong: float) -> None:
         sketch_of([1.0, wrong, np.inf])
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
         sketch_of([1.0]).quantile(1.5)
+
+
+@given(values=st.lists(st.sampled_from([0.0, 1e-300, 0.5, 3.0, 7.0, 1e9]), min_size=1))
+def test_mid_ranks_are_those_of_equal_values(values: list[float]) -> None:
+    """Of values that fall into bins of their own: SciPy's average ranks, about their mean."""
+    expected = rankdata(values) - 0.5 * (len(values) + 1)
+    np.testing.assert_allclose(sketch_of(values).mid_rank(np.array(values)), expected, atol=1e-12)
