@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dlpr.clusters import starter
 from dlpr.engine.events import Event
+from dlpr.engine.notes import notes
 from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
@@ -83,7 +84,7 @@ def show_result(console: Console, steps: Pipeline) -> None:
     result = Result(steps.workspace.output)
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
-    lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result) + steps.notes()
+    lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result) + notes(steps)
     lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:
@@ -98,6 +99,12 @@ def solver_lines(facts: Json) -> list[str]:
         lines[0] += f", rank {found['rank']} (rtol {found['rank_rtol']:.1e})"
     if found["n_determined"] is not None:
         lines[0] += f"; the data outweigh the regularizer in {found['n_determined']} directions"
+    if "fit" in facts:
+        fit = facts["fit"]
+        lines.append(
+            f"loss fitted in {fit['iteration']} iterations, {fit['left']:.1e} of its root to go; "
+            f"{fit['n_flat']} rows have no second derivative there, and no part in the Hessian"
+        )
     return [
         *lines,
         f"condition of the Hessian {found['condition']:.2e}; relative error of a rigidity to "

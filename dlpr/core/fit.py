@@ -192,7 +192,7 @@ class Fit:
         blocks = np.split(sums, np.cumsum(mapping.raw_widths)[:-1], axis=1)
         rows = np.hstack([mapping.finish(number, block) for number, block in enumerate(blocks)])
         no_atoms = np.zeros((n, self.model.stored.n_blocks))
-        targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n))
+        targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n), np.ones(n))
         rows = np.hstack(self.model.sides(targets)[:-1])[:, self.model.columns]
         return reciprocal(self.whole.rigidity(rows * self.model.scale))
 

@@ -347,8 +347,8 @@ def _fold(folder: StageFolder) -> int:
 
 
 def _factor_size(factor: StageFolder) -> FactorSize:
-    """Of a planned "factor" or "cholesky"."""
-    form = {"cholesky": "tiles", "factor": "whole"}[factor.stage]
+    """Of a planned "fit", "factor" or "cholesky"."""
+    form = "tiles" if factor.stage == "cholesky" else "whole"
     if factor.settings["solver"] == "dual":
         form = "rows"
     sources = sources_of(factor.inputs(), kinds_of(factor.settings["loss"]))
@@ -391,6 +391,7 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "derivatives": _derivatives,
     "hessian": _fold,
     "triangle": _fold,
+    "fit": _factorize,
     "factor": _factorize,
     "cholesky": _factorize,
     "rigidity": _rigidity,

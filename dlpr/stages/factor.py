@@ -25,9 +25,15 @@ from dlpr.core.models import Model
 from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.cholesky import tiled_factor
-from dlpr.stages.fold import all_rows, combined
-from dlpr.stages.loss import factor_model, isolated_energies, regularizer_of, weights_of
-from dlpr.stages.sources import kinds_of, sources_of
+from dlpr.stages.fold import all_rows
+from dlpr.stages.loss import (
+    chosen_fold,
+    factor_model,
+    isolated_energies,
+    regularizer_of,
+    weights_of,
+)
+from dlpr.stages.sources import kinds_of, off_diagonals_of, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
@@ -42,7 +48,7 @@ def plan(
     of : StageFolder, optional
         A finished "hessian" or "triangle"; none: the rows, where they are fewer than the columns.
     inputs : mapping of str to StageFolder
-        See `dlpr.stages.sources`.
+        See `dlpr.stages.sources`; ``fit`` where the loss is not squared.
     settings : dict
         ``model`` with ``regularizer``, ``scale`` and ``baseline``; ``loss``; ``solver``:
         "cholesky", "qr" (of a triangle), "eigh", "auto" (cholesky if it is accurate enough), "dual"
@@ -68,6 +74,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     sources = sources_of(folder.inputs(), kinds_of(settings["loss"])).values()
     facts["n_rows"] = sum(source.n_rows for source in sources)
     facts["is_fitted"] = all(source.is_labelled for source in sources)
+    if "fit" in folder.plan["inputs"]:
+        facts["fit"] = _convergence(folder)
     model = factor_model(folder, facts)
     automatic = settings["solver"] == "auto"
     make = _of_rows if settings["solver"] == "dual" else _of_fold
@@ -98,22 +106,28 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     return folder.write_part(task, arrays), facts
 
 
+def _convergence(folder: StageFolder) -> Json:
+    """How well a loss that is not squared was fitted, and what of it the Hessian sees."""
+    (fit,) = folder.input("fit").receipts()
+    found: Json = {name: fit.facts[name] for name in ("iteration", "left")}
+    flat = [receipt.facts.get("n_flat", 0) for receipt in folder.input("fold").receipts()]
+    return {**found, "n_flat": sum(flat)}
+
+
 Made = tuple[HeldFactor, Conditioning, NDArray[np.float64]]
 """A factor, how well it could be made, and the weights that fit the targets."""
 
 
 def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
     settings = folder.settings
-    fold = combined(folder.input("fold"), 0, weights_of(settings["loss"]))
-    fold.shift_target(model.constants, isolated_energies(folder))
-    columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
-    chosen = fold.select(columns, scale)
-    del fold
+    chosen = chosen_fold(folder, model)
     n = model.layout.n_columns
     data = type(chosen)(chosen.matrix[:n, :n])
     solver = "cholesky" if settings["solver"] == "auto" else settings["solver"]
     factor, conditioning = factorize(data, facts["mu"], facts["n_rows"], solver)
-    if facts["mu"] == 0.0:
+    if "fit" in folder.plan["inputs"]:
+        weights = folder.input("fit").read_part(0, ("weights",))["weights"]
+    elif facts["mu"] == 0.0:
         weights = Decomposition.of_fold(chosen, n, facts["n_rows"]).weights(np.zeros(1))[:, 0]
     elif isinstance(chosen, Gram):
         weights = factor.solve(chosen.matrix[:n, n:])[:, 0]
@@ -124,7 +138,7 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
 
 def _of_rows(folder: StageFolder, model: Model, facts: Json) -> Made:
     loss = folder.settings["loss"]
-    sources = sources_of(folder.inputs(), kinds_of(loss))
+    sources = sources_of(folder.inputs(), kinds_of(loss), off_diagonals_of(loss))
     rows = all_rows(sources, model, weights_of(loss), isolated_energies(folder))
     factor, conditioning = factorize_rows(rows[:, :-1], facts["mu"])
     fitted = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
