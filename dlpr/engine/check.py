@@ -116,10 +116,14 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
                 f"{', and one that is not squared needs a fit' if kind == 'energy' else ''}. Name "
                 f"them in train.keys, or remove loss.{kind} from the job file."
             )
-    if store.is_weighted and not store.weight.any():
+    counted = np.isfinite(store.energy)
+    if "energy" not in job.loss.kinds or not counted.any():
+        counted[:] = True
+    if store.is_weighted and not store.weight[counted].any():
         raise InputError(
-            f"all {store.n_structures} structures of the training set have the weight 0 "
-            f"(loss.structure_weight: {job.loss.structure_weight}); at least one above 0 is needed."
+            f"all {np.count_nonzero(counted)} structures of the training set that have labels "
+            f"have the weight 0 (loss.structure_weight: {job.loss.structure_weight}); at least one "
+            f"above 0 is needed."
         )
     for group in job.loss.groups:
         if group not in store.group_names:

@@ -34,7 +34,7 @@ from dlpr.structures.parse import Record
 SAMPLED_ATOMS = 512
 FLOPS = 2e10
 """Dense linear algebra per core and second, on the low side."""
-ITERATIONS = 20
+ITERATIONS = 30
 """Fits that a loss which is not squared is reckoned to take: more where outliers are many."""
 PARSED_ATOMS = 2e5
 """Atoms of text parsed and checked per core and second, on the low side."""
@@ -292,7 +292,7 @@ def _fits(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> list[Sta
     once, n = _folds(steps, factor, n_rows), ITERATIONS + 1
     folds = replace(
         once,
-        stage=f"folds of {ITERATIONS} fits",
+        stage="folds of fits",
         n_tasks=n * once.n_tasks,
         n_files=n * once.n_files,
         nbytes=n * once.nbytes,
@@ -300,7 +300,7 @@ def _fits(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> list[Sta
     )
     hours = n * width**3 / FLOPS / 3600
     nbytes = n * 16 * width
-    fits = StageEstimate(f"{ITERATIONS} fits", n, 6 * n, nbytes, factor.factorize_nbytes, hours)
+    fits = StageEstimate("fits", n, 6 * n, nbytes, factor.factorize_nbytes, hours)
     return [folds, fits]
 
 

@@ -40,9 +40,9 @@ def converged_fit(steps: Pipeline) -> StageFolder:
             return fit
     raise NumericsError(
         f"the loss was not fitted to convergence: after {loss.iterations} iterations the last step "
-        f"is {facts['change']:.1e} of the loss's root, and loss.tolerance needs less than "
-        f"{loss.tolerance:.1e} to go. Raise loss.iterations, which goes on from here, or "
-        f"loss.tolerance; a larger delta, or a convex loss, converges faster."
+        f"is {facts['change']:.1e} (in the norm of H, over the root of the loss), and the minimum "
+        f"must be nearer than loss.tolerance, {loss.tolerance:.1e}. Raise loss.iterations, which "
+        f"goes on from here, or loss.tolerance; a larger delta, or a convex loss, converges faster."
     )
 
 

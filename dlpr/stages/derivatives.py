@@ -235,7 +235,7 @@ def open_derivatives(folder: StageFolder, kind: str, off_diagonals: str) -> Deri
     if not store.n_rows:
         raise InputError(
             f"the loss has {kind}, but no structure of the training set has any that can be used: "
-            f"a stress needs a cell that is periodic in three directions. Remove loss.{kind} from "
-            f"the job file."
+            f"a stress or virial needs a cell that is periodic in three directions, and a weight "
+            f"of 0 makes no rows. Remove loss.{kind} from the job file."
         )
     return store

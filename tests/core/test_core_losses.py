@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlpr.core.losses import LOSSES, Given, Huber, LogCosh, Loss, left_to_go
+from dlpr.core.losses import FARTHEST, LOSSES, Given, Huber, LogCosh, Loss, extrapolated, left_to_go
 from dlpr.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -132,3 +132,27 @@ def test_a_first_derivative_that_points_away_is_refused() -> None:
         loss.weight(np.array([-2.0, 0.0, 1.0]))
     given_at_0 = Given(pseudo_huber, {"delta": 0.1}, "mine").weight(np.zeros(2))
     np.testing.assert_array_equal(given_at_0, 1.0)
+
+
+def test_two_steps_that_shrink_by_one_factor_lead_to_their_end() -> None:
+    rng = np.random.default_rng(1)
+    metric = np.diag(rng.uniform(0.1, 10.0, 4))
+    end, error = rng.normal(size=4), rng.normal(size=4)
+
+    def product(a: Array, b: Array) -> float:
+        return float(a @ metric @ b)
+
+    for q in (0.1, 0.9, 0.98):
+        first, second = (q - 1.0) * error, q * (q - 1.0) * error
+        found = extrapolated(end + q**2 * error, first, second, product)
+        np.testing.assert_allclose(found, end, rtol=0, atol=1e-12)
+    # of several factors what is left is less than without, in the metric
+    q = np.array([0.95, 0.93, 0.9, 0.9])
+    after = end + q**2 * error
+    found = extrapolated(after, (q - 1) * error, q * (q - 1) * error, product)
+    assert product(found - end, found - end) < 0.2 * product(after - end, after - end)
+    # steps that grow or turn are not followed, and none far
+    np.testing.assert_array_equal(extrapolated(after, error, 2.0 * error, product), after)
+    np.testing.assert_array_equal(extrapolated(after, error, error, product), after)
+    far = extrapolated(after, error, (1.0 - 1e-9) * error, product)
+    np.testing.assert_allclose(far, after + FARTHEST * error, rtol=1e-6)
