@@ -30,7 +30,7 @@ from dlpr.stages.features import FeatureSource
 from dlpr.stages.fold import all_rows, combined, tiling_of
 from dlpr.stages.loss import isolated_energies, weights_of
 from dlpr.stages.model import open_model
-from dlpr.stages.sources import kinds_of, sources_of
+from dlpr.stages.sources import kinds_of, lambda_of, off_diagonals_of, sources_of
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
 
@@ -90,6 +90,11 @@ def scan(
         raise JobError(f"regularizers must be positive numbers, and they are {alpha.tolist()}")
     Result(Path(results)).open(name)  # says what there is, if not this
     steps = worker(results, rank=0, listeners=listeners)
+    if steps.job.loss.is_reweighted:
+        raise JobError(
+            "the loss is not a sum of squares, and has to be fitted anew for every regularizer: a "
+            "scan would not be of that loss. Run the job with each regularizer: rows are kept."
+        )
     if steps.set_spec(name) is steps.job.train:
         raise JobError(
             f"{name} is the training set, whose errors always want the smallest regularizer. Name "
@@ -117,8 +122,9 @@ def _scanned(
         # what the penalty of fitted energies per atom adds is no error
         missed = np.square(found.train_rmse) - baseline.penalty(found.weights) / facts["n_rows"]
         fits = Scan(mu, found.weights, np.sqrt(np.maximum(missed, 0.0)))
-        squares, counts = _errors(sources, steps.kinds(), model, baseline, fits.weights)
-        weight = {kind: settings["loss"][kind] for kind in squares}
+        twice = off_diagonals_of(settings["loss"])
+        squares, counts = _errors(sources, steps.kinds(), twice, model, baseline, fits.weights)
+        weight = {kind: lambda_of(settings["loss"], kind) for kind in squares}
         total = np.sum([weight[kind] * squares[kind] for kind in squares], axis=0)
         n = sum(weight[kind] * counts[kind] for kind in squares)
         lpr, n_environments = _rigidities(steps, name, model, baseline, decomposition, mu, sample)
@@ -184,7 +190,8 @@ def _folded(factor: StageFolder) -> Folded:
     whole = open_model(inputs["rows"], factor.settings["model"], 1.0)
     if "fold" not in inputs:
         none = np.zeros(len(whole.constants))
-        return all_rows(sources_of(inputs, kinds_of(loss)), whole, weights, none)
+        sources = sources_of(inputs, kinds_of(loss), off_diagonals_of(loss))
+        return all_rows(sources, whole, weights, none)
     fold, n_columns = inputs["fold"], whole.layout.n_columns + 1
     _require_memory(n_columns)
     tiling = tiling_of(whole, fold.settings)
@@ -224,7 +231,7 @@ def _validation(steps: Pipeline, name: str) -> dict[str, StageFolder]:
     structures, features = steps.ingest(name), steps.feature_settings(name)
     labels = {
         kind: sum(receipt.facts["labels"][kind] for receipt in structures.receipts())
-        for kind in steps.kinds()
+        for kind in (*(k for k in steps.kinds() if k == "energy"), *steps.derivatives())
     }
     lacking = [kind for kind, n in labels.items() if not n]
     if lacking:
@@ -236,7 +243,7 @@ def _validation(steps: Pipeline, name: str) -> dict[str, StageFolder]:
     mapping = training.settings["map"]
     rows = rows_stage.plan(workspace.work, structures, features, mapping, references)
     found = {"rows": workspace.finish(f"rows of {name}", rows)}
-    kinds = [kind for kind in steps.kinds() if kind != "energy"]
+    kinds = steps.derivatives()
     if kinds:
         derivatives = derivatives_stage.plan(workspace.work, found["rows"], kinds)
         role = f"rows of {' and '.join(kinds)} of {name}"
@@ -248,7 +255,7 @@ def _reduced_rows(
     model: Model, baseline: Baseline, targets: Targets
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Rows and targets without energies per atom, and what these add to the variance."""
-    sides = np.hstack(model.sides(targets)) * targets.factor[:, None]
+    sides = np.hstack(model.sides(targets)) * targets.scale[:, None]
     count = sides[:, model.constants]
     rows = baseline.rows(sides[:, model.columns], count)
     return rows, baseline.target(sides[:, -1], count), baseline.variance(count)
@@ -257,13 +264,14 @@ def _reduced_rows(
 def _errors(
     sources: dict[str, StageFolder],
     kinds: list[str],
+    off_diagonals: str,
     model: Model,
     baseline: Baseline,
     weights: NDArray[np.float64],
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
     """Sums of squared errors (n_mu,) and numbers of rows, by kind of target."""
     squares, counts = {}, {}
-    for kind, source in sources_of(sources, kinds).items():
+    for kind, source in sources_of(sources, kinds, off_diagonals).items():
         square, count = np.zeros(weights.shape[1]), 0
         for run in source.runs(1):
             for targets in source.targets(run, model.rows):
@@ -317,4 +325,5 @@ def _environments(model: Model, source: FeatureSource, sample: int) -> Iterator[
         sums = np.zeros((len(batch), model.stored.n_columns))
         model.add_sums(sums, model.mapped(features, species), np.arange(len(batch)))
         count = np.eye(n_species)[species]
-        yield Targets(sums, count, np.full(len(batch), np.nan), np.ones(len(batch)))
+        ones = np.ones(len(batch))
+        yield Targets(sums, count, np.full(len(batch), np.nan), ones, ones)

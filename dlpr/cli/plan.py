@@ -11,7 +11,7 @@ from dlpr.api import open_job
 from dlpr.cli.report import show
 from dlpr.clusters import starter
 from dlpr.engine import memory
-from dlpr.engine.estimate import Estimate, estimate, reused
+from dlpr.engine.estimate import ITERATIONS, Estimate, estimate, reused
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import planned_kernel, write_job
 from dlpr.engine.pipeline import Pipeline
@@ -46,12 +46,31 @@ def show_plan(path: Path, output: Path | None) -> None:
         f"peak memory of a worker: at most {format_bytes(memory.BASE_NBYTES + at_once * worst)} "
         f"({at_once} task(s) at once) of {format_bytes(size.memory)}"
     )
+    lines += _loss(job, found)
     longest = found.longest_task
     lines.append(f"longest task: about {longest.task_seconds:.0f} s, of {longest.stage}")
     lines.append(f"reused: {', '.join(before) or 'nothing'}")
     lines.append(f"the folder is ready: dlpr run {path}, or dlpr work {workspace.output}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _loss(job: Job, found: Estimate) -> list[str]:
+    """What another program's weights come to, and how a loss that is not squared is fitted."""
+    loss, size, lines = job.loss, found.sets["train"], []
+    if loss.preset is not None:
+        of = loss.translated(size.n_structures, size.n_environments)
+        lines.append(
+            f"loss in lambdas, for {size.n_structures} structures of {size.n_environments} atoms: "
+            f"{of.lambdas} (common factor: the first is 1; the regularizer is the job's)"
+        )
+    if loss.is_reweighted:
+        lines.append(
+            f"loss of {' and '.join(loss.reweighted)}: not squared, so rows are folded anew for "
+            f"every fit, until less than {loss.tolerance:.1e} is to go; {ITERATIONS} fits are "
+            f"reckoned with, {loss.iterations} allowed"
+        )
+    return lines
 
 
 def _table(job: Job, found: Estimate) -> TextTable:

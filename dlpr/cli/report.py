@@ -18,8 +18,8 @@ from rich.progress import (
 from rich.table import Table
 
 from dlpr.clusters import starter
-from dlpr.engine.events import Event
-from dlpr.engine.notes import input_notes
+from dlpr.engine.events import Event, family
+from dlpr.engine.notes import notes
 from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
@@ -57,12 +57,16 @@ class ProgressLines:
             text = f"note: {event.text}"
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif event.kind == "stage" and event.n_done < event.n_tasks:
-            self._bars[event.stage] = self._progress.add_task(event.stage, total=event.n_tasks)
+            name = family(event.stage)
+            if name in self._bars:  # the next of many fits
+                self._progress.reset(self._bars[name], total=event.n_tasks)
+            else:
+                self._bars[name] = self._progress.add_task(name, total=event.n_tasks)
             if event.text.startswith("changed"):
                 text = f"{event.stage} is computed anew, {event.text}"
                 self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-        if event.stage in self._bars:
-            self._progress.update(self._bars[event.stage], completed=event.n_done)
+        if family(event.stage) in self._bars:
+            self._progress.update(self._bars[family(event.stage)], completed=event.n_done)
 
 
 def show(console: Console, table: TextTable) -> None:
@@ -85,7 +89,7 @@ def show_result(console: Console, steps: Pipeline) -> None:
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
     lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result)
-    lines += committee_lines(result) + input_notes(steps)
+    lines += committee_lines(result) + notes(steps)
     lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:
@@ -100,6 +104,13 @@ def solver_lines(facts: Json) -> list[str]:
         lines[0] += f", rank {found['rank']} (rtol {found['rank_rtol']:.1e})"
     if found["n_determined"] is not None:
         lines[0] += f"; the data outweigh the regularizer in {found['n_determined']} directions"
+    if "fit" in facts:
+        fit = facts["fit"]
+        lines.append(
+            f"loss fitted in {fit['iteration']} iterations: its minimum is {fit['left']:.1e} away "
+            f"(in the norm of H, over the root of the loss); {fit['n_flat']} rows have no second "
+            f"derivative there, and no part in the Hessian"
+        )
     return [
         *lines,
         f"condition of the Hessian {found['condition']:.2e}; relative error of a rigidity to "

@@ -207,7 +207,7 @@ class Fit:
         blocks = np.split(sums, np.cumsum(mapping.raw_widths)[:-1], axis=1)
         rows = np.hstack([mapping.finish(number, block) for number, block in enumerate(blocks)])
         no_atoms = np.zeros((n, self.model.stored.n_blocks))
-        targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n))
+        targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n), np.ones(n))
         return reciprocal(self.whole.rigidity(self.model.chosen(targets)))
 
     def gradient(self, species: int, features: FloatArray) -> FloatArray:

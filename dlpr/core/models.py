@@ -129,13 +129,22 @@ class Targets:
     y : (n,) float64
         The label, NaN where unknown.
     factor : (n,) float64
-        By which all these are to be multiplied.
+        By which all these are to be multiplied, so that the label is that of the loss.
+    weight : (n,) float64
+        Of each row in the loss, beside lambda: it counts so often, whatever its residual.
     """
 
     rows: FloatArray
     count: FloatArray
     y: FloatArray
     factor: FloatArray
+    weight: FloatArray
+
+    @property
+    def scale(self) -> FloatArray:
+        """(n,) by which a row enters G of ``G^T G``: its factor times the root of its weight."""
+        scale: FloatArray = self.factor * np.sqrt(self.weight)
+        return scale
 
 
 @dataclass(frozen=True)
@@ -296,7 +305,8 @@ class Model:
         factor : (n,) float64
             Of the convention, already in the rows.
         """
-        targets = energies(sums, count, np.zeros(len(sums)), self.rows)
+        nothing = np.zeros(len(sums))
+        targets = energies(sums, count, nothing, nothing, self.rows)
         return self.chosen(targets), targets.factor
 
     def chosen(self, targets: Targets) -> FloatArray:
@@ -311,16 +321,17 @@ class Model:
         return rows
 
 
-def energies(sums: FloatArray, count: IntArray, energy: FloatArray, convention: str) -> Targets:
+def energies(
+    sums: FloatArray, count: IntArray, energy: FloatArray, weight: FloatArray, convention: str
+) -> Targets:
     """Targets of total energies (n,), from sums over structures and their atoms (n, n_species)."""
-    return Targets(
-        sums, count.astype(np.float64), energy, row_factor(count.sum(axis=1), convention)
-    )
+    factor = row_factor(count.sum(axis=1), convention)
+    return Targets(sums, count.astype(np.float64), energy, factor, weight)
 
 
 def joined(pieces: Sequence[Targets]) -> Targets:
     """Targets one after the other."""
     if len(pieces) == 1:
         return pieces[0]
-    names = ("rows", "count", "y", "factor")
+    names = ("rows", "count", "y", "factor", "weight")
     return Targets(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in names))

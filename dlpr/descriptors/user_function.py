@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import logging
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +17,7 @@ from dlpr.descriptors.hypers import nearest
 from dlpr.descriptors.kind import Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import centres_of, check_piece, sorted_species
+from dlpr.descriptors.user_code import check_source, imported, source_digest
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
@@ -74,14 +70,8 @@ class UserFunction(Kind):
         self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
         self._given = options.get("n_features")
         self._nbytes_per_atom = int(options.get("nbytes_per_atom") or 0)
-        self._source = _digest(self._function)
-        planned = options.get("source_sha256")
-        if planned is not None and planned != self._source:
-            raise JobError(
-                f"the module of {self._call} is not the one that the features were planned with:"
-                f" its file has the SHA-256 {self._source[:12]}, then it was {planned[:12]}. Run"
-                " the job again, with the same file on all machines."
-            )
+        self._source = source_digest(self._function)
+        check_source(self._call, self._source, options.get("source_sha256"), "features")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the function: who unpickles imports it."""
@@ -89,26 +79,7 @@ class UserFunction(Kind):
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
-        module, _, name = self._call.partition(":")
-        if self._folder is not None and self._folder not in sys.path:
-            sys.path.append(self._folder)  # last: it hides nothing that is installed
-            importlib.invalidate_caches()
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except Exception as error:
-            _log.debug("importing %s", self._call, exc_info=True)
-            raise JobError(
-                f"descriptor.python.call: {self._call} cannot be imported:"
-                f" {type(error).__name__}: {error}. The module must be installed, or a file in the"
-                f" folder of the job ({self._folder})."
-            ) from error
-        if not callable(function):
-            raise JobError(
-                f"descriptor.python.call: {self._call} is of type {type(function).__name__}; it"
-                " must be a function. Correct the job file."
-            )
-        found: Callable[..., Any] = function
-        return found
+        return imported(self._call, self._folder, "descriptor.python.call")
 
     @property
     def cutoff(self) -> float:
@@ -234,10 +205,3 @@ class UserFunction(Kind):
         atoms = max(n_environments, n_atoms or 0)
         per_atom = self._nbytes_per_atom + 16 * self.n_features + 200
         return 8 * n_environments * self.n_features + atoms * per_atom + CALL_NBYTES
-
-
-def _digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file of a function's module."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    path = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dlpr.descriptors import Soap, descriptor
 from dlpr.errors import InputError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import ingest as ingest_stage
+from dlpr.stages.derivatives import LABEL
+from dlpr.stages.reweight import open_loss, shapes_of
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.selection import Where
+from dlpr.units import format_bytes
 
 
 def check_job(job: Job) -> None:
@@ -37,6 +42,7 @@ def check_job(job: Job) -> None:
             f"model.{job.model.kind}.regularizer is 0: make it positive, or take another baseline."
         )
     _check_derivatives(job)
+    _check_reweighted(job)
     if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
         raise JobError(
             f"solver: cholesky needs a regularizer above 0, model.{job.model.kind}.regularizer is "
@@ -47,8 +53,8 @@ def check_job(job: Job) -> None:
 def _check_derivatives(job: Job) -> None:
     """Refuse what needs more of a descriptor than it has."""
     calculator = descriptor(job.descriptor_of("train"), [1])
-    for kind in ("forces", "stress"):
-        if getattr(job.loss, kind) > 0.0 and not isinstance(calculator, Soap):
+    for kind in job.loss.kinds:
+        if kind in LABEL and not isinstance(calculator, Soap):
             raise JobError(
                 f"loss.{kind} needs gradients of the features, which descriptor.soap alone has; "
                 f"this job's is descriptor.{job.descriptor.kind}. Take soap, or leave loss.{kind} "
@@ -59,6 +65,34 @@ def _check_derivatives(job: Job) -> None:
         raise JobError(
             "model.kernel.references.file needs a descriptor that is computed from atoms; this "
             "job's features come from files. Take references of the training set: count, indices."
+        )
+
+
+def _check_reweighted(job: Job) -> None:
+    """Refuse what a loss that is not squared cannot have, and try users' functions."""
+    if not job.loss.is_reweighted:
+        return
+    if job.solver == "dual":
+        raise JobError(
+            "solver: dual works on rows as they are, and a loss that is not squared weighs them "
+            "anew for every fit. Take solver: auto, which folds them."
+        )
+    loss = job.loss.translated(1, 1).model_dump(mode="json")
+    probe = np.linspace(-1.0, 1.0, 3)
+    for kind, shape in shapes_of(loss, str(job.base)).items():
+        tried = open_loss(shape, kind)
+        tried.weight(probe)
+        tried.second(probe)
+
+
+def check_columns(n_columns: int, tile_columns: int) -> None:
+    """Refuse a loss that is not squared where the Hessian is cut into tiles."""
+    if n_columns > tile_columns:
+        raise JobError(
+            f"a loss that is not squared is fitted with the Hessian in one piece, of at most "
+            f"numerics.tile_columns = {tile_columns} columns; this job has {n_columns}. Raise "
+            f"numerics.tile_columns (a factorization then takes some "
+            f"{format_bytes(10 * 8 * n_columns**2)} of memory), or take fewer columns."
         )
 
 
@@ -73,19 +107,30 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
         For a group, or a species, that the training set lacks, and one that the job lacks.
     """
     store = open_structures(structures)
-    for kind in ("forces", "stress"):
-        labelled = any(receipt.facts["labels"][kind] for receipt in structures.receipts())
-        if getattr(job.loss, kind) > 0.0 and not labelled:
+    facts = [receipt.facts for receipt in structures.receipts()]
+    for kind in job.loss.kinds:
+        labelled = any(one["labels"][LABEL.get(kind, kind)] for one in facts)
+        if not labelled and (kind != "energy" or job.loss.is_reweighted):
             raise InputError(
-                f"the loss has {kind}, but no structure of the training set has any. Name them in "
-                f"train.keys, or remove loss.{kind} from the job file."
+                f"the loss has {kind}, but no structure of the training set has any"
+                f"{', and one that is not squared needs a fit' if kind == 'energy' else ''}. Name "
+                f"them in train.keys, or remove loss.{kind} from the job file."
             )
-    is_labelled = any(receipt.facts["labels"]["energy"] for receipt in structures.receipts())
-    if job.committee and job.loss.energy > 0.0 and not is_labelled:
+    is_labelled = any(one["labels"]["energy"] for one in facts)
+    if job.committee and "energy" in job.loss.kinds and not is_labelled:
         raise InputError(
             f"the job has a committee, and 0 of {store.n_structures} structures of the training "
             f"set have an energy: there is nothing to fit. Name it in train.keys (energy: ...), "
             f"or remove committee from the job file."
+        )
+    counted = np.isfinite(store.energy)
+    if "energy" not in job.loss.kinds or not counted.any():
+        counted[:] = True
+    if store.is_weighted and not store.weight[counted].any():
+        raise InputError(
+            f"all {np.count_nonzero(counted)} structures of the training set that have labels "
+            f"have the weight 0 (loss.structure_weight: {job.loss.structure_weight}); at least one "
+            f"above 0 is needed."
         )
     for group in job.loss.groups:
         if group not in store.group_names:
@@ -124,7 +169,15 @@ def check_committee(job: Job, form: str, n_columns: int) -> None:
     ------
     JobError
     """
-    if job.committee and job.committee.subsample and form == "tiles":
+    if not (job.committee and job.committee.subsample):
+        return
+    if job.loss.is_reweighted:
+        raise JobError(
+            "committee.subsample fits every member to squared residuals, and the loss of "
+            f"{' and '.join(job.loss.reweighted)} has another shape. Take committee.posterior, or "
+            "the squared loss."
+        )
+    if form == "tiles":
         raise JobError(
             f"committee.subsample factorizes a Hessian for every member, each in one piece: the "
             f"model has {n_columns} columns, and numerics.tile_columns is "

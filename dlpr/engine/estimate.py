@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
+from dlpr.stages.sources import most_rows
 from dlpr.stages.structures import CHUNK_ROWS
 from dlpr.store.folder import Receipt, StageFolder
 from dlpr.structures.frames import Piece
@@ -35,6 +36,8 @@ from dlpr.structures.parse import Record
 SAMPLED_ATOMS = 512
 FLOPS = 2e10
 """Dense linear algebra per core and second, on the low side."""
+ITERATIONS = 30
+"""Fits that a loss which is not squared is reckoned to take: more where outliers are many."""
 PARSED_ATOMS = 2e5
 """Atoms of text parsed and checked per core and second, on the low side."""
 
@@ -111,12 +114,16 @@ def estimate(steps: Pipeline) -> Estimate:
     n_rows = count_rows(steps, sizes["train"])
     seconds = _seconds_per_environment(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
-    form = fold_stage.form_of(
-        steps.job.solver,
-        steps.job.model.spec.regularizer,
-        n_rows,
-        layout.n_columns + 1,
-        steps.job.numerics.tile_columns,
+    form = (
+        "whole"
+        if steps.job.loss.is_reweighted
+        else fold_stage.form_of(
+            steps.job.solver,
+            steps.job.model.spec.regularizer,
+            n_rows,
+            layout.n_columns + 1,
+            steps.job.numerics.tile_columns,
+        )
     )
     tile_columns = steps.job.numerics.tile_columns
     basis = takes_basis(steps.job.solver, steps.job.model.spec.regularizer)
@@ -129,7 +136,7 @@ def estimate(steps: Pipeline) -> Estimate:
         stages += _committee(steps, factor, sizes["train"])
     if mapping.n_references:
         stages.append(_references(steps, calculator, mapping, sizes["train"]))
-    if steps.kinds() != ["energy"]:
+    if steps.derivatives():
         stages.append(_derivatives(steps, calculator, mapping, sizes["train"], sample))
     for name in sizes if steps.job.store_test_features else ():
         if name != "train":
@@ -168,7 +175,7 @@ def _derivatives(
 ) -> StageEstimate:
     """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
     assert isinstance(calculator, Soap)
-    kinds = {kind: kind in steps.kinds() for kind in ("forces", "stress")}
+    kinds = {kind: kind in steps.derivatives() for kind in ("forces", "stress")}
     record = min(sample, key=lambda record: len(record.number))
     species = record.number.astype(np.uint8)
     piece = Piece(record.position, species, record.cell, record.pbc)
@@ -183,9 +190,7 @@ def _derivatives(
         6 * n_neighbours * calculator.n_features * (mapping.widest if mapping.n_references else 0)
     )
     row_nbytes = 8 * mapping.n_columns
-    nbytes = row_nbytes * (
-        count_rows(steps, size) - size.n_structures * ("energy" in steps.kinds())
-    )
+    nbytes = row_nbytes * most_rows(steps.derivatives(), size.n_structures, size.n_environments)
     widths = (mapping.widest,) * len(calculator.species)
     peak = derivative_nbytes(calculator, size.largest_frame, n_neighbours, widths, **kinds)
     n_tasks = max(1, nbytes // PART_NBYTES)
@@ -274,7 +279,9 @@ def _training(
     if factor.form == "rows":
         cubic = 6 * factor.n_rows**2 * width
     else:
-        stages.append(_folds(steps, factor, size))
+        stages.append(_folds(steps, factor, factor.n_rows))
+    if job.loss.is_reweighted:
+        stages += _fits(steps, factor, size)
     if factor.form == "tiles":
         n_orders = factor.layout.n_blocks
         tiles = fold_stage.cut(factor.layout, factor.tile_columns)
@@ -286,15 +293,35 @@ def _training(
     return stages
 
 
-def _folds(steps: Pipeline, factor: FactorSize, size: SetSize) -> StageEstimate:
+def _fits(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstimate]:
+    """Folds and fits of a loss that is not squared; what is squared is folded once."""
+    loss, width = steps.job.loss, factor.layout.n_columns
+    n_rows = most_rows(loss.reweighted, size.n_structures, size.n_environments)
+    once, n = _folds(steps, factor, n_rows), ITERATIONS + 1
+    folds = replace(
+        once,
+        stage="folds of fits",
+        n_tasks=n * once.n_tasks,
+        n_files=n * once.n_files,
+        nbytes=n * once.nbytes,
+        core_hours=n * once.core_hours,
+    )
+    hours = n * width**3 / FLOPS / 3600
+    nbytes = n * 16 * width
+    fits = StageEstimate("fits", n, 6 * n, nbytes, factor.factorize_nbytes, hours)
+    return [folds, fits]
+
+
+def _folds(steps: Pipeline, factor: FactorSize, n_rows: int) -> StageEstimate:
+    """Partials of so many rows."""
     numerics, width = steps.numerics(), factor.layout.n_columns
     tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
-    run_rows = fold_stage.run_rows(factor.n_rows, 1, width, numerics["partials_nbytes"])
-    n_runs = -(-factor.n_rows // run_rows)
+    run_rows = fold_stage.run_rows(n_rows, 1, width, numerics["partials_nbytes"])
+    n_runs = -(-n_rows // run_rows)
     n_tasks = n_runs * len(tiles.pairs())
     nbytes = memory.fold_nbytes(width, max(tiles.widths), numerics["fold_block_rows"])
     kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(steps.job.solver, 3)
-    hours = kinds * factor.n_rows * width**2 / FLOPS / 3600
+    hours = kinds * n_rows * width**2 / FLOPS / 3600
     partials = 8 * width**2 * n_runs
     return StageEstimate("folds", n_tasks, 2 * n_tasks + 4, partials, nbytes, hours)
 
@@ -310,7 +337,7 @@ def _committee(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[Stage
     if factor.form == "rows":
         flops = 6 * factor.n_rows**2 * width
     else:
-        one, part = _folds(steps, factor, size), committee.subsample.fraction
+        one, part = _folds(steps, factor, factor.n_rows), committee.subsample.fraction
         stages.append(
             StageEstimate(
                 "folds of the committee",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -74,3 +75,8 @@ class EventLog:
         line = json.dumps(record).encode() + b"\n"
         with explained(self.path), self.path.open("ab", buffering=0) as file:
             file.write(line)  # in one call, so that lines of several writers stay whole
+
+
+def family(stage: str) -> str:
+    """What the stages of all fits of a loss are called together."""
+    return re.sub(r"\bfit \d+$", "fits", stage)

@@ -279,8 +279,8 @@ def _fold(folder: StageFolder) -> int:
 
 
 def _factor_size(factor: StageFolder, committee: StageFolder | None = None) -> FactorSize:
-    """Of a planned "factor" or "cholesky", and of a committee that uses it."""
-    form = {"cholesky": "tiles", "factor": "whole"}[factor.stage]
+    """Of a planned "fit", "factor" or "cholesky", and of a committee that uses it."""
+    form = "tiles" if factor.stage == "cholesky" else "whole"
     if factor.settings["solver"] == "dual":
         form = "rows"
     sources = sources_of(factor.inputs(), kinds_of(factor.settings["loss"]))
@@ -339,6 +339,7 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "derivatives": _derivatives,
     "hessian": _fold,
     "triangle": _fold,
+    "fit": _factorize,
     "factor": _factorize,
     "cholesky": _factorize,
     "committee": _committee,

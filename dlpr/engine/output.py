@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlpr.core.blas import blas_kernel, same_libraries
+from dlpr.engine.events import family
 from dlpr.engine.workspace import LIVE
 from dlpr.errors import OwnerError, StoreError
 from dlpr.job import Job
@@ -191,14 +192,20 @@ def disk_usage(path: Path) -> tuple[int, int]:
 
 
 def run_cost(used: Mapping[str, StageFolder]) -> list[dict[str, Any]]:
-    """Per stage: tasks, seconds, core-hours, bytes, files and peak memory, off its receipts."""
-    table: list[Json] = []
+    """Per stage: tasks, seconds, core-hours, bytes, files and peak memory, off its receipts.
+
+    Those of all fits of a loss are one.
+    """
+    families: dict[str, list[StageFolder]] = {}
     for role, folder in used.items():
-        receipts = folder.receipts()
+        families.setdefault(family(role), []).append(folder)
+    table: list[Json] = []
+    for name, stages in families.items():
+        receipts = [receipt for folder in stages for receipt in folder.receipts()]
         table.append(
             {
-                "stage": role,
-                "n_tasks": folder.n_tasks,
+                "stage": name,
+                "n_tasks": len(receipts),
                 "seconds": sum(r.cost["seconds"] for r in receipts),
                 "core_hours": sum(r.cost["cpu_seconds"] for r in receipts) / 3600,
                 "nbytes": sum(r.nbytes for r in receipts),

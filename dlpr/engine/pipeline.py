@@ -13,11 +13,13 @@ from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
-from dlpr.engine.check import check_committee, check_training_set
+from dlpr.engine.check import check_columns, check_committee, check_training_set
 from dlpr.engine.factor_size import FactorSize, takes_basis
+from dlpr.engine.refit import converged_fit
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError, NumericsError
 from dlpr.job import Job, Keys, SetSpec
+from dlpr.job.loss import Loss
 from dlpr.stages import cholesky as cholesky_stage
 from dlpr.stages import committee as committee_stage
 from dlpr.stages import derivatives as derivatives_stage
@@ -29,9 +31,11 @@ from dlpr.stages import references as references_stage
 from dlpr.stages import result as result_stage
 from dlpr.stages import rigidity as rigidity_stage
 from dlpr.stages import rows as rows_stage
+from dlpr.stages.derivatives import LABEL
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.model import open_map, open_model
-from dlpr.stages.sources import kinds_of
+from dlpr.stages.reweight import shapes_of
+from dlpr.stages.sources import most_rows
 from dlpr.stages.structures import open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -89,8 +93,9 @@ class Pipeline:
 
     def selection(self, name: str) -> Json:
         """Which frames of a set to take, and how to read them."""
-        spec = self.set_spec(name)
-        return spec.model_dump(mode="json", exclude={"files", "fingerprint"})
+        spec, key = self.set_spec(name), self.job.loss.structure_weight
+        found: Json = spec.model_dump(mode="json", exclude={"files", "fingerprint"})
+        return {**found, "weight": key} if name == "train" and key else found
 
     def _once(self, step: str, of: str, make: Callable[[], StageFolder]) -> StageFolder:
         """A step's stage, finished once per pipeline."""
@@ -197,7 +202,7 @@ class Pipeline:
 
     def targets(self) -> dict[str, StageFolder]:
         """The rows of all that the loss has, by the names that `dlpr.stages.sources` knows."""
-        kinds = [kind for kind in self.kinds() if kind != "energy"]
+        kinds = self.derivatives()
 
         def make() -> StageFolder:
             plan = derivatives_stage.plan(self.workspace.work, self.planned_rows(), kinds)
@@ -210,34 +215,61 @@ class Pipeline:
 
     def kinds(self) -> list[str]:
         """Kinds of targets in the loss."""
-        return kinds_of(self.job.loss.model_dump(mode="json"))
+        return self.job.loss.kinds
+
+    def derivatives(self) -> list[str]:
+        """Kinds of derivatives that they are made of."""
+        return list(dict.fromkeys(LABEL[kind] for kind in self.kinds() if kind in LABEL))
+
+    def loss(self) -> Loss:
+        """The job's loss in lambdas."""
+        store = open_structures(self.ingest("train"))
+        return self.job.loss.translated(store.n_structures, store.n_environments)
 
     def fold(self, stage: str, subsample: Json | None = None) -> StageFolder:
-        """The partial Hessians ("hessian") or triangles ("triangle"); or those of a committee."""
-        model = self.model()
-        of_rows = {name: model[name] for name in ("rows", "centre_species")}
+        """The partial Hessians ("hessian") or triangles ("triangle"), rows weighed by l''; or those
+        of a committee's members."""
 
         def make() -> StageFolder:
-            work, numerics = self.workspace.work, self.numerics()
-            if self.form() != "tiles":
-                numerics["tile_columns"] = self.layout().n_columns + 1
-            targets, kinds = self.targets(), self.kinds()
-            plan = fold_stage.plan(work, stage, targets, kinds, of_rows, numerics, subsample)
+            plan = self.planned_fold(stage, "second", self.fit(), subsample)
             role = stage if subsample is None else f"{stage} of the committee"
             return self.workspace.finish(role, plan)
 
         return self._once("fold of all" if subsample is None else "fold of members", stage, make)
 
+    def planned_fold(
+        self, stage: str, by: str, fit: dict[str, StageFolder], subsample: Json | None = None
+    ) -> StageFolder:
+        """A fold of the rows of the loss, weighed at a fit if there is one."""
+        model, numerics, inputs = self.model(), self.numerics(), self.targets()
+        of_rows = {name: model[name] for name in ("rows", "centre_species")}
+        if self.form() != "tiles":
+            numerics["tile_columns"] = self.layout().n_columns + 1
+        loss, reweight = self.loss(), None
+        if fit:
+            shapes = shapes_of(loss.model_dump(mode="json"), str(self.job.base))
+            reweight = {"by": by, "shapes": shapes}
+        return fold_stage.plan(
+            *(self.workspace.work, stage, {**inputs, **fit}, self.kinds(), of_rows, numerics),
+            *(subsample, loss.off_diagonals, reweight),
+        )
+
+    def fit(self) -> dict[str, StageFolder]:
+        """The fit of a loss that is not squared, as an input; nothing: the factor says it."""
+        if not self.job.loss.is_reweighted:
+            return {}
+        return {"fit": self._once("fit", "train", lambda: converged_fit(self))}
+
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
         solver, model = self.job.solver, self.model()
-        work, loss = self.workspace.work, self.job.loss.model_dump(mode="json")
+        work, loss = self.workspace.work, self.loss().model_dump(mode="json")
 
         def settings(solver: str) -> Json:
             return {"model": model, "loss": loss, "solver": solver, "numerics": self.numerics()}
 
         def by(of: StageFolder | None, solver: str) -> StageFolder:
-            plan = factor_stage.plan(work, of, self.targets(), settings(solver))
+            plan = factor_stage.plan(work, of, {**self.targets(), **self.fit()}, settings(solver))
             return self.workspace.finish(f"factor of the {of.stage if of else 'rows'}", plan)
 
         def by_tiles() -> StageFolder:
@@ -296,6 +328,9 @@ class Pipeline:
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
         regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
+        if self.job.loss.is_reweighted:
+            check_columns(self.n_columns(), tile_columns)
+            return "whole"
         form = fold_stage.form_of(
             self.job.solver, regularizer, self.n_rows(), self.n_columns(), tile_columns
         )
@@ -308,9 +343,8 @@ class Pipeline:
 
     def n_rows(self) -> int:
         """Rows of the loss, at most."""
-        store, kinds = open_structures(self.ingest("train")), self.kinds()
-        n_rows = {"forces": 3 * store.n_environments, "stress": 6 * store.n_structures}
-        return sum(n_rows.get(kind, store.n_structures) for kind in kinds)
+        store = open_structures(self.ingest("train"))
+        return most_rows(self.kinds(), store.n_structures, store.n_environments)
 
     def _require_memory(self, form: str) -> None:
         """Refuse, before anything is computed, what no worker could hold at the end."""

@@ -12,6 +12,7 @@ from dlpr.descriptors import Descriptor
 from dlpr.engine import memory
 from dlpr.engine.pipeline import REFERENCES, Pipeline
 from dlpr.stages.ingest import load_index, reading_of
+from dlpr.stages.sources import most_rows
 from dlpr.structures.checks import check_record
 from dlpr.structures.parse import Record, read_frames
 from dlpr.structures.selection import Where, frame_values
@@ -87,5 +88,4 @@ def columns(
 
 def count_rows(steps: Pipeline, size: SetSize) -> int:
     """Rows of the loss, if every structure has every label."""
-    n_rows = {"forces": 3 * size.n_environments, "stress": 6 * size.n_structures}
-    return sum(n_rows.get(kind, size.n_structures) for kind in steps.kinds())
+    return most_rows(steps.kinds(), size.n_structures, size.n_environments)

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, Field
 from dlpr.errors import JobError
 from dlpr.job.cluster import Cluster, Local
 from dlpr.job.committee import Committee
-from dlpr.job.model import Loss, Model
+from dlpr.job.loss import Loss
+from dlpr.job.model import Model
+from dlpr.job.presets import PRESETS
 from dlpr.job.sections import (
     Bytes,
     Choice,
@@ -207,6 +209,19 @@ class Job(Section):
     def _features_for_all(self) -> Job:
         sets = [name for name, spec in self.test.items() if isinstance(spec, SetSpec)]
         self.descriptor.check_sets(["train", *sets])
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _rows_of_preset(self) -> Job:
+        preset, model = self.loss.preset, self.model.spec
+        if preset is None or not {"energy", "virial"} & set(self.loss.kinds):
+            return self
+        if model.rows != preset.rows:
+            name = next(name for name in PRESETS if getattr(self.loss, name) is not None)
+            raise ValueError(
+                f"loss.{name} is a loss of energies with rows: {preset.rows} (see README), and "
+                f"model.{self.model.kind}.rows is {model.rows}; needs {preset.rows}"
+            )
         return self
 
     @property

@@ -17,7 +17,6 @@ from dlpr.job.sections import (
     Positive,
     Section,
     Symbol,
-    Text,
 )
 
 
@@ -119,20 +118,3 @@ class Model(Choice):
 
     linear: Linear | None = None
     kernel: Kernel | None = None
-
-
-class Loss(Section):
-    """Weights of the targets: lambda of each kind, times a factor of each group."""
-
-    energy: Number = Field(default=1.0, description="a number >= 0")
-    forces: Number = Field(default=0.0, description="a number >= 0")
-    stress: Number = Field(default=0.0, description="a number >= 0")
-    groups: dict[Text, Number] = Field(
-        default={}, description="a factor >= 0 for each group that differs: {surface: 10}"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _not_nothing(self) -> Loss:
-        if not self.energy + self.forces + self.stress > 0:
-            raise ValueError("energy, forces and stress are all 0; needs one above 0")
-        return self

@@ -14,8 +14,8 @@ from dlpr.core.models import Model
 from dlpr.core.rows import FloatArray
 from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import InputError
-from dlpr.stages.factor import factor_facts, model_fold, model_rows, open_factors
-from dlpr.stages.loss import factor_model
+from dlpr.stages.factor import factor_facts, model_rows, open_factors
+from dlpr.stages.loss import chosen_fold, factor_model
 from dlpr.stages.sources import chosen_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -89,7 +89,7 @@ def _fitted(folder: StageFolder, spec: Json, task: int) -> tuple[FloatArray, Jso
 def _of_fold(
     folder: StageFolder, model: Model, mu: float, member: int, chosen: NDArray[np.bool_]
 ) -> FloatArray | None:
-    fold, n = model_fold(folder, model, member), model.layout.n_columns
+    fold, n = chosen_fold(folder, model, member), model.layout.n_columns
     if not fold.matrix.any():
         return None
     if mu == 0.0 or folder.settings["solver"] == "eigh":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.models import FeatureMap, Targets
-from dlpr.core.rows import FloatArray
+from dlpr.core.rows import FloatArray, row_factor
 from dlpr.descriptors import Soap
 from dlpr.descriptors.gradients import VOIGT, derivative_rows, has_stress
 from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.model import open_map
-from dlpr.stages.rows import Run, cut_runs
+from dlpr.stages.rows import Run, cut_runs, weights_content
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
-from dlpr.store.folder import StageFolder
+from dlpr.store.folder import StageFolder, digest
 
 PART_NBYTES = 1 << 26
 """Bytes of rows that one task makes, if it has more than one structure."""
-_TWICE = np.sqrt([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+_TIMES = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 """Off-diagonal components of a stress stand for two."""
+LABEL = {"forces": "forces", "stress": "stress", "virial": "stress"}
+"""Labels of structures, and rows of this stage, from which a kind of targets is made."""
 
 
 def plan(work: Path, rows: StageFolder, kinds: list[str]) -> StageFolder:
@@ -75,7 +77,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     store = open_structures(folder.input("structures"))
     calculator, mapping = open_descriptor(settings["features"]["descriptor"]), open_map(folder)
     assert isinstance(calculator, Soap)
-    found: dict[tuple[str, str], list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    found: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
     first, last = settings["edges"][task : task + 2]
     for index in range(first, last):
         group = store.group_names[store.group[index]]
@@ -95,15 +97,19 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         for kind in (kind for kind in wanted if wanted[kind]):
             own = known[kind]
             raw = getattr(rows, kind)
-            pair = _finished(mapping, raw if own.all() else raw[own]), labels[kind][own]
+            piece_of = {
+                "rows": _finished(mapping, raw if own.all() else raw[own]),
+                "y": labels[kind][own],
+                "structure": np.full(int(own.sum()), index - first),
+            }
             if kind == "stress":
-                pair = pair[0] * _TWICE[own, None], pair[1] * _TWICE[own]
-            found.setdefault((kind, group), []).append(pair)
+                piece_of["times"] = _TIMES[own]
+            found.setdefault((kind, group), []).append(piece_of)
     arrays: dict[str, NDArray[Any]] = {}
     groups: dict[str, dict[str, int]] = {kind: {} for kind in settings["kinds"]}
-    for number, ((kind, group), pairs) in enumerate(sorted(found.items())):
-        arrays[f"rows_{number}"] = np.concatenate([rows for rows, _ in pairs])
-        arrays[f"y_{number}"] = np.concatenate([y for _, y in pairs])
+    for number, ((kind, group), pieces) in enumerate(sorted(found.items())):
+        for name in pieces[0]:
+            arrays[f"{name}_{number}"] = np.concatenate([one[name] for one in pieces])
         groups[kind][group] = len(arrays[f"y_{number}"])
     return folder.write_part(task, arrays), {"groups": groups}
 
@@ -127,25 +133,49 @@ def _finished(mapping: FeatureMap, sums: FloatArray) -> FloatArray:
 class DerivativeStore:
     """Rows of one kind of a finished stage.
 
+    Parameters
+    ----------
+    folder : StageFolder
+    kind : {"forces", "stress", "virial"}
+    off_diagonals : {"twice", "once"}
+        How often a component off the diagonal of a stress or virial counts.
+
     Attributes
     ----------
     groups : tuple of str
         Those that have rows, sorted.
     """
 
-    def __init__(self, folder: StageFolder, kind: str) -> None:
-        self._folder, self._kind = folder, kind
+    def __init__(self, folder: StageFolder, kind: str, off_diagonals: str) -> None:
+        self._folder, self._kind, self._once = folder, kind, off_diagonals == "once"
+        self._structures = open_structures(folder.input("structures"))
+        self._first: list[int] = folder.settings["edges"]
         receipts = folder.receipts()
         self._content = [receipt.content for receipt in receipts]
         self._every: list[dict[str, dict[str, int]]] = [r.facts["groups"] for r in receipts]
-        self._counts = [groups[kind] for groups in self._every]
+        self._counts = [groups[LABEL[kind]] for groups in self._every]
         self.groups = tuple(sorted({name for counts in self._counts for name in counts}))
         self._n_species = len(open_map(folder).widths)
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
-        """Rows in all."""
-        return sum(sum(counts.values()) for counts in self._counts)
+        """Rows in all, of structures of weight > 0."""
+        if not self._structures.is_weighted:
+            return sum(sum(counts.values()) for counts in self._counts)
+        found = [self._part(task, g, ("structure",)) for task, g in self._parts()]
+        return sum(int((self._structures.weight[part["structure"]] > 0).sum()) for part in found)
+
+    def _parts(self) -> Iterator[tuple[int, str]]:
+        """Tasks and groups that have rows."""
+        return ((task, group) for task, counts in enumerate(self._counts) for group in counts)
+
+    def _part(self, task: int, group: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        """Arrays of one task's rows of a group; structures by their numbers in the store."""
+        every = sorted((k, g) for k, groups in self._every[task].items() for g in groups)
+        number = every.index((LABEL[self._kind], group))
+        part = self._folder.read_part(task, tuple(f"{name}_{number}" for name in names))
+        found = {name: part[f"{name}_{number}"] for name in names}
+        return {**found, "structure": self._first[task] + found["structure"]}
 
     @property
     def is_labelled(self) -> bool:
@@ -159,28 +189,43 @@ class DerivativeStore:
 
     def contents(self, run: Run) -> list[object]:
         """All that decides the rows of a run, as JSON."""
-        return list(self._content[run.start : run.stop])
+        first, last = self._first[run.start], self._first[run.stop] - 1
+        weights = weights_content(self._structures, run.group, first, last)
+        if self._kind == "virial":  # equal stresses of cells that differ in size
+            store, here = self._structures, slice(first, last + 1)
+            n_atoms = np.diff(store.structure_offset)[here]
+            weights.append(digest([store.volume[here].tolist(), n_atoms.tolist()]))
+        return [*self._content[run.start : run.stop], *weights]
 
     def first(self, run: Run) -> int:
         """Number of the structure with which a run's first task begins."""
-        return int(self._folder.settings["edges"][run.start])
+        return self._first[run.start]
 
     def targets(
         self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
     ) -> Iterator[Targets]:
-        """The rows of a run; a derivative knows no convention of structures."""
+        """The rows of a run; of all derivatives, virials alone know a convention of structures."""
+        store = self._structures
+        times = ("times",) if LABEL[self._kind] == "stress" else ()
         for task in range(run.start, run.stop):
             if run.group not in self._counts[task]:
                 continue
-            names = sorted((k, g) for k, groups in self._every[task].items() for g in groups)
-            number = names.index((self._kind, run.group))
             self._folder.expect_part(task + 1)
-            part = self._folder.read_part(task, (f"rows_{number}", f"y_{number}"))
-            rows, y = part[f"rows_{number}"], part[f"y_{number}"]
-            if chosen is not None:
-                own = chosen[self._structure(task, run.group)]
-                rows, y = rows[own], y[own]
-            yield Targets(rows, np.zeros((len(y), self._n_species)), y, np.ones(len(y)))
+            part = self._part(task, run.group, ("rows", "y", "structure", *times))
+            structure = part["structure"]
+            weight = store.weight[structure]
+            wanted = weight > 0.0 if chosen is None else (weight > 0.0) & chosen[structure]
+            own = slice(None) if wanted.all() else wanted
+            if times and not self._once:
+                weight = weight * part["times"]
+            factor = np.ones(len(weight))
+            if self._kind == "virial":
+                n_atoms = np.diff(store.structure_offset)[structure]
+                factor = -store.volume[structure] * row_factor(n_atoms, convention)
+            no_atoms = np.zeros((len(weight), self._n_species))
+            rows, y = part["rows"][own], part["y"][own]
+            if len(y):
+                yield Targets(rows, no_atoms[own], y, factor[own], weight[own])
 
     def _structure(self, task: int, group: str) -> NDArray[np.int64]:
         """Number of the structure that each row of a group in a task belongs to."""
@@ -191,12 +236,12 @@ class DerivativeStore:
         return np.repeat(own, count)
 
 
-@lru_cache(maxsize=4)
-def _open(path: str, digest: str, kind: str) -> DerivativeStore:
-    return DerivativeStore(StageFolder(Path(path)), kind)
+@lru_cache(maxsize=8)
+def _open(path: str, digest: str, kind: str, off_diagonals: str) -> DerivativeStore:
+    return DerivativeStore(StageFolder(Path(path)), kind, off_diagonals)
 
 
-def open_derivatives(folder: StageFolder, kind: str) -> DerivativeStore:
+def open_derivatives(folder: StageFolder, kind: str, off_diagonals: str) -> DerivativeStore:
     """The rows of one kind of a finished stage, opened once per process.
 
     Raises
@@ -204,11 +249,11 @@ def open_derivatives(folder: StageFolder, kind: str) -> DerivativeStore:
     InputError
         If no training structure has such labels.
     """
-    store = _open(str(folder.path), folder.output_digest(), kind)
+    store = _open(str(folder.path), folder.output_digest(), kind, off_diagonals)
     if not store.n_rows:
         raise InputError(
             f"the loss has {kind}, but no structure of the training set has any that can be used: "
-            f"a stress needs a cell that is periodic in three directions. Remove loss.{kind} from "
-            f"the job file."
+            f"a stress or virial needs a cell that is periodic in three directions, and a weight "
+            f"of 0 makes no rows. Remove loss.{kind} from the job file."
         )
     return store

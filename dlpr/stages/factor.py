@@ -21,14 +21,20 @@ from dlpr.core.factorize import (
     storage_error,
 )
 from dlpr.core.fit import Fit
-from dlpr.core.folds import Gram, Triangle
+from dlpr.core.folds import Gram
 from dlpr.core.models import Model
 from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.cholesky import tiled_factor
-from dlpr.stages.fold import all_rows, combined
-from dlpr.stages.loss import factor_model, isolated_energies, regularizer_of, weights_of
-from dlpr.stages.sources import kinds_of, sources_of
+from dlpr.stages.fold import all_rows
+from dlpr.stages.loss import (
+    chosen_fold,
+    factor_model,
+    isolated_energies,
+    regularizer_of,
+    weights_of,
+)
+from dlpr.stages.sources import kinds_of, off_diagonals_of, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
@@ -43,7 +49,7 @@ def plan(
     of : StageFolder, optional
         A finished "hessian" or "triangle"; none: the rows, where they are fewer than the columns.
     inputs : mapping of str to StageFolder
-        See `dlpr.stages.sources`.
+        See `dlpr.stages.sources`; ``fit`` where the loss is not squared.
     settings : dict
         ``model`` with ``regularizer``, ``scale`` and ``baseline``; ``loss``; ``solver``:
         "cholesky", "qr" (of a triangle), "eigh", "auto" (of a Hessian: cholesky if it is accurate
@@ -69,6 +75,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     sources = sources_of(folder.inputs(), kinds_of(settings["loss"])).values()
     facts["n_rows"] = sum(source.n_rows for source in sources)
     facts["is_fitted"] = all(source.is_labelled for source in sources)
+    if "fit" in folder.plan["inputs"]:
+        facts["fit"] = _convergence(folder)
     model = factor_model(folder, facts)
     is_first = settings["solver"] == "auto" and folder.input("fold").stage == "hessian"
     make = _of_rows if settings["solver"] == "dual" else _of_fold
@@ -105,16 +113,16 @@ def _blocks(model: Model) -> dict[str, slice]:
     return found
 
 
+def _convergence(folder: StageFolder) -> Json:
+    """How well a loss that is not squared was fitted, and what of it the Hessian sees."""
+    (fit,) = folder.input("fit").receipts()
+    found: Json = {name: fit.facts[name] for name in ("iteration", "left")}
+    flat = [receipt.facts.get("n_flat", 0) for receipt in folder.input("fold").receipts()]
+    return {**found, "n_flat": sum(flat)}
+
+
 Made = tuple[HeldFactor, Conditioning, NDArray[np.float64]]
 """A factor, how well it could be made, and the weights that fit the targets."""
-
-
-def model_fold(folder: StageFolder, model: Model, member: int = 0) -> Gram | Triangle:
-    """The fold of the model's rows and their target; of one member's, if it is a committee's."""
-    fold = combined(folder.input("fold"), 0, weights_of(folder.settings["loss"]), member)
-    fold.shift_target(model.constants, isolated_energies(folder))
-    columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
-    return fold.select(columns, scale)
 
 
 def model_rows(
@@ -122,13 +130,13 @@ def model_rows(
 ) -> NDArray[np.float64]:
     """The model's rows and their target, as `all_rows`."""
     loss = folder.settings["loss"]
-    sources = sources_of(folder.inputs(), kinds_of(loss))
+    sources = sources_of(folder.inputs(), kinds_of(loss), off_diagonals_of(loss))
     return all_rows(sources, model, weights_of(loss), isolated_energies(folder), chosen)
 
 
 def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
     settings = folder.settings
-    chosen = model_fold(folder, model)
+    chosen = chosen_fold(folder, model)
     n = model.layout.n_columns
     data = type(chosen)(chosen.matrix[:n, :n])
     if settings["solver"] == "auto":
@@ -136,7 +144,9 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
         factor, conditioning = factorize_automatically(data, facts["mu"], facts["n_rows"], widest)
     else:
         factor, conditioning = factorize(data, facts["mu"], facts["n_rows"], settings["solver"])
-    if facts["mu"] == 0.0:
+    if "fit" in folder.plan["inputs"]:
+        weights = folder.input("fit").read_part(0, ("weights",))["weights"]
+    elif facts["mu"] == 0.0:
         weights = Decomposition.of_fold(chosen, n, facts["n_rows"]).weights(np.zeros(1))[:, 0]
     elif isinstance(chosen, Gram):
         weights = factor.solve(chosen.matrix[:n, n:])[:, 0]

@@ -15,8 +15,9 @@ from dlpr.core.rows import FloatArray, Layout, strips
 from dlpr.core.tiles import Tiling, fold_tile
 from dlpr.errors import ResourceError
 from dlpr.stages.model import open_model
+from dlpr.stages.reweight import Reweighing
 from dlpr.stages.rows import Run
-from dlpr.stages.sources import RowSource, chosen_of, sources_of
+from dlpr.stages.sources import RowSource, chosen_of, off_diagonals_of, sources_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 from dlpr.units import format_bytes
@@ -38,6 +39,8 @@ def plan(
     model: Json,
     numerics: Json,
     subsample: Json | None = None,
+    off_diagonals: str = "twice",
+    reweight: Json | None = None,
 ) -> StageFolder:
     """Partials of a fold: tiles times runs of rows, their number bounded by a byte budget.
 
@@ -48,6 +51,7 @@ def plan(
     stage : str
         "hessian" or "triangle" (which is never cut into tiles).
     inputs : mapping of str to StageFolder
+        As for `sources_of`; ``fit`` where rows are reweighted.
     kinds : list of str
         As for `sources_of`.
     model : dict
@@ -56,13 +60,17 @@ def plan(
         ``fold_block_rows``, ``partials_nbytes``, ``tile_columns``, ``threads``, ``kernel``.
     subsample : dict, optional
         ``members``, ``fraction`` and ``seed`` of a committee.
+    off_diagonals : {"twice", "once"}
+        As for `sources_of`.
+    reweight : dict, optional
+        ``by`` and ``shapes`` of the losses that are not squared, see `dlpr.stages.reweight`.
 
     Raises
     ------
     ResourceError
         If one partial per group and member is more than the budget.
     """
-    sources = sources_of(inputs, kinds)
+    sources = sources_of(inputs, kinds, off_diagonals)
     rows = inputs["rows"]
     n_columns = open_model(rows, model).folded.n_columns + 1
     n_rows = sum(source.n_rows for source in sources.values())
@@ -85,13 +93,20 @@ def plan(
             subsample["members"] if subsample else 1,
         ),
     }
+    if off_diagonals != "twice":
+        settings["off_diagonals"] = off_diagonals
+    same = {name: settings[name] for name in settings if name not in ("map", "kinds", "run_rows")}
     if subsample is not None:
         settings["subsample"] = subsample
-    same = {name: settings[name] for name in ("features", "model", "numerics", "tile_columns")}
     same["references"] = rows.plan["inputs"].get("references")
+    of_kind: Json = dict.fromkeys(kinds, same)
+    if reweight is not None:
+        settings["reweight"] = reweight
+        at = {"by": reweight["by"], "fit": inputs["fit"].output_digest()}
+        of_kind |= {kind: {**same, **at, "shape": x} for kind, x in reweight["shapes"].items()}
     tasks = [
         {
-            "settings": same,
+            "settings": of_kind[kind],
             "tile": tile,
             "group": one.group,
             "kind": kind,
@@ -177,7 +192,7 @@ def cut(folded: Layout, tile_columns: int) -> Tiling:
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Fold one run of rows into a partial: of one tile, if there are several."""
     settings = folder.settings
-    sources = sources_of(folder.inputs(), settings["kinds"])
+    sources = sources_of(folder.inputs(), settings["kinds"], off_diagonals_of(settings))
     model = open_model(folder.input("rows"), settings["model"])
     tiling = tiling_of(model, settings)
     pairs = tiling.pairs()
@@ -189,9 +204,13 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     if "subsample" in settings:
         chosen = chosen_of(folder.input("rows"), settings["subsample"], member)
     pieces = _gathered(sources[kind].targets(one, model.rows, chosen), size)
+    reweighing = None
+    if kind in settings.get("reweight", {}).get("shapes", ()):
+        reweighing = Reweighing(folder, kind)
+        pieces = (reweighing.of(model, piece) for piece in pieces)
 
     def columns(targets: Targets, tile: int) -> Iterator[FloatArray]:
-        return strips(model.sides(targets), targets.factor, tiling.slice(tile), size)
+        return strips(model.sides(targets), targets.scale, tiling.slice(tile), size)
 
     if i == j:
         fold = FOLDS[folder.stage].zeros(tiling.widths[i])
@@ -204,10 +223,12 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         for targets in pieces:
             matrix = fold_tile(matrix, columns(targets, i), columns(targets, j))
     facts: Json = {"kind": kind, "group": one.group, "tile": [i, j]}
+    if reweighing is not None:
+        facts |= reweighing.facts
     return folder.write_part(task, {"matrix": matrix}), facts
 
 
-def _gathered(pieces: Iterable[Targets], size: int) -> Iterator[Targets]:
+def _gathered(pieces: Iterable[Targets], size: int) -> Iterable[Targets]:
     """Targets of a run: large pieces as they lie, small ones put together."""
     held: list[Targets] = []
     count = 0
@@ -268,6 +289,6 @@ def all_rows(
             for targets in source.targets(one, model.rows, chosen):
                 sides = np.hstack(model.sides(targets))
                 sides[:, -1] -= targets.count @ isolated
-                sides *= (factor * targets.factor)[:, None]
+                sides *= (factor * targets.scale)[:, None]
                 found.append(np.hstack([sides[:, model.columns] * model.scale, sides[:, -1:]]))
     return np.concatenate(found)

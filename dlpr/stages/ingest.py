@@ -111,7 +111,8 @@ def plan(work: Path, index: StageFolder, selection: Json) -> StageFolder:
     index : StageFolder
         Finished.
     selection : dict
-        ``keys``, ``units``, ``type_map``, ``where``, ``group_by``, ``minimum_distance``.
+        ``keys``, ``units``, ``type_map``, ``where``, ``group_by``, ``minimum_distance``; ``weight``
+        where a key of info has the structures' weights.
     """
     sources = index.settings["sources"]
     n_atoms = []
@@ -185,6 +186,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         Where(settings["where"]) if settings["where"] else None,
         settings["group_by"],
         settings["minimum_distance"],
+        settings.get("weight"),
     )
     for number, _, _ in settings["runs"][task]:
         _check_unchanged(source.settings["sources"][number])
@@ -234,7 +236,7 @@ def _facts(frames: Frames, counts: Counts) -> Json:
     has_force: NDArray[np.bool_] = np.asarray(np.isfinite(frames.force).all(axis=1))
     n_atoms = np.diff(frames.structure_offset)
     first = frames.structure_offset[:-1]
-    return {
+    facts = {
         "n_structures": counts.n_kept,
         "n_environments": len(frames.species),
         "n_read": counts.n_read,
@@ -251,6 +253,10 @@ def _facts(frames: Frames, counts: Counts) -> Json:
             "stress": int(np.isfinite(frames.stress).all(axis=(1, 2)).sum()),
         },
     }
+    if frames.weight is not None:
+        none, zero = np.isnan(frames.weight), frames.weight == 0.0
+        facts["weights"] = {"none": int(none.sum()), "zero": int(zero.sum())}
+    return facts
 
 
 def _has_forces(frames: Frames) -> bool:
@@ -288,9 +294,12 @@ def check_selection(folder: StageFolder, name: str) -> None:
         asked["group_by"] = [settings["group_by"]]
     if settings["where"]:
         asked["where"] = list(Where(settings["where"]).names)
-    for where, names in asked.items():
+    places = {f"{name}.{place}": names for place, names in asked.items()}
+    if settings.get("weight"):
+        places["loss.structure_weight"] = [settings["weight"]]
+    for place, names in places.items():
         for said in absent_names(names, seen):
-            raise JobError(f"{name}.{where}: {said}. Correct the job file.")
+            raise JobError(f"{place}: {said}. Correct the job file.")
     n_read = sum(receipt.facts["n_read"] for receipt in receipts)
     if not sum(receipt.facts["n_structures"] for receipt in receipts):
         raise InputError(

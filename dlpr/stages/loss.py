@@ -6,12 +6,14 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from dlpr.core.folds import Gram, Triangle
 from dlpr.core.models import Model
 from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
-from dlpr.stages.fold import Weights
+from dlpr.stages.fold import Weights, combined
 from dlpr.stages.model import open_model
 from dlpr.stages.rows import open_rows
+from dlpr.stages.sources import lambda_of
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
@@ -20,9 +22,18 @@ def weights_of(loss: Json) -> Weights:
     """Weight of a kind of target in a group: lambda, times the group's own (FD24 eq. 5-6)."""
 
     def weight(kind: str, group: str) -> float:
-        return float(loss[kind] * loss["groups"].get(group, 1.0))
+        return float(lambda_of(loss, kind) * loss["groups"].get(group, 1.0))
 
     return weight
+
+
+def chosen_fold(folder: StageFolder, model: Model, member: int = 0) -> Gram | Triangle:
+    """The weighted fold of a "factor" or "fit", or of a committee's member: the model's columns,
+    and the target."""
+    fold = combined(folder.input("fold"), 0, weights_of(folder.settings["loss"]), member)
+    fold.shift_target(model.constants, isolated_energies(folder))
+    columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
+    return fold.select(columns, scale)
 
 
 def factor_model(folder: StageFolder, facts: Json) -> Model:

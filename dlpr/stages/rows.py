@@ -20,7 +20,7 @@ from dlpr.stages.features import FeatureSource, task_edges, task_keys
 from dlpr.stages.model import open_sums
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
-from dlpr.store.folder import StageFolder
+from dlpr.store.folder import StageFolder, digest
 
 
 def plan(
@@ -124,22 +124,26 @@ class Sums:
         Atoms.
     energy : (n,) float64
         NaN where unknown.
+    weight : (n,) float64
+        Of the structures in the loss.
     """
 
     structure: NDArray[np.int64]
     sums: NDArray[np.float64]
     count: NDArray[np.int64]
     energy: NDArray[np.float64]
+    weight: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.sums)
 
     def __getitem__(self, rows: slice | NDArray[np.bool_]) -> Sums:
-        return Sums(self.structure[rows], self.sums[rows], self.count[rows], self.energy[rows])
+        names = ("structure", "sums", "count", "energy", "weight")
+        return Sums(*(getattr(self, name)[rows] for name in names))
 
     def __add__(self, other: Sums) -> Sums:
         sums, count = self.sums + other.sums, self.count + other.count
-        return Sums(other.structure, sums, count, other.energy)
+        return Sums(other.structure, sums, count, other.energy, other.weight)
 
 
 def cut_runs(
@@ -175,6 +179,15 @@ def cut_runs(
                     found.append((group, start, task + 1, count))
                 start, count = task + 1, 0
     return found
+
+
+def weights_content(store: StructureStore, group: str, first: int, last: int) -> list[str]:
+    """Digest of the weights of a group's structures ``first..last``; nothing where none has one."""
+    if not store.is_weighted:
+        return []
+    here = slice(first, last + 1)
+    own = store.group[here] == store.group_names.index(group)
+    return [digest(store.weight[here][own].tolist())]
 
 
 class RowStore:
@@ -221,11 +234,18 @@ class RowStore:
         at = int(self._edges[task])
         return int(self.structures.structure_of(at, at + 1)[0])
 
+    def _last(self, task: int) -> int:
+        """The structure to which a task's last environment belongs."""
+        at = int(self._edges[task + 1])
+        return int(self.structures.structure_of(at - 1, at)[0])
+
     @property
     def n_rows(self) -> int:
-        """Rows of the loss: structures with an energy, or all where none has one."""
-        n = int(np.count_nonzero(np.isfinite(self.structures.energy)))
-        return n if self.is_labelled else self.structures.n_structures
+        """Rows of the loss: structures with an energy, or all where none has one; of weight > 0."""
+        counts = self.structures.weight > 0.0
+        if self.is_labelled:
+            counts &= np.isfinite(self.structures.energy)
+        return int(np.count_nonzero(counts))
 
     @property
     def is_labelled(self) -> bool:
@@ -238,11 +258,12 @@ class RowStore:
         """The rows of a run with their labels; without labels only where no structure has one."""
         anything = not self.is_labelled
         for found in self.read(run):
-            piece = found if anything else found[np.isfinite(found.energy)]
+            own = (found.weight > 0.0) & (anything | np.isfinite(found.energy))
             if chosen is not None:
-                piece = piece[chosen[piece.structure]]
+                own &= chosen[found.structure]
+            piece = found if own.all() else found[own]
             if len(piece):
-                yield energies(piece.sums, piece.count, piece.energy, convention)
+                yield energies(piece.sums, piece.count, piece.energy, piece.weight, convention)
 
     def first(self, run: Run) -> int:
         """Number of the structure with which a run's first task begins."""
@@ -251,7 +272,9 @@ class RowStore:
     def contents(self, run: Run) -> list[object]:
         """All that decides what `read` gives for a run, as JSON."""
         content = self._content[run.begin : run.stop]
-        return [run.start - run.begin, self.is_labelled, *content]
+        first, last = self._first(run.begin), self._last(run.stop - 1)
+        weights = weights_content(self.structures, run.group, first, last)
+        return [run.start - run.begin, self.is_labelled, *content, *weights]
 
     def read(self, run: Run) -> Iterator[Sums]:
         """The structures of a run; one that is cut between tasks is put together in their order."""
@@ -266,7 +289,8 @@ class RowStore:
             self.folder.expect_part(task + 1)
             part = self.folder.read_part(task, keys)
             structure = self._first(task) + part[keys[0]]
-            found = Sums(structure, *(part[key] for key in keys[1:]))
+            sums, count, energy = (part[key] for key in keys[1:])
+            found = Sums(structure, sums, count, energy, self.structures.weight[structure])
             if task < run.start:  # of this task, only what goes on into the run
                 structure, found = structure[-1:], found[-1:]
             goes_on = end[structure[-1]] > self._edges[task + 1]

@@ -47,16 +47,36 @@ class RowSource(Protocol):
         """The rows of a run; of some structures, where (n_structures,) says which."""
 
 
-KINDS = ("energy", "forces", "stress")
+KINDS = ("energy", "forces", "stress", "virial")
 """Kinds of targets, in the order of their partials."""
 
 
 def kinds_of(loss: Json) -> list[str]:
     """Kinds of targets that have a weight in a loss."""
-    return [kind for kind in KINDS if loss[kind] > 0.0]
+    return [kind for kind in KINDS if lambda_of(loss, kind) > 0.0]
 
 
-def sources_of(inputs: Mapping[str, StageFolder], kinds: Sequence[str]) -> dict[str, RowSource]:
+def most_rows(kinds: Sequence[str], n_structures: int, n_environments: int) -> int:
+    """Rows of a loss, if every structure has every label."""
+    six = 6 * n_structures
+    n_rows = {"energy": n_structures, "forces": 3 * n_environments, "stress": six, "virial": six}
+    return sum(n_rows[kind] for kind in kinds)
+
+
+def lambda_of(loss: Json, kind: str) -> float:
+    """Weight of a kind of targets, whatever the shape of its loss."""
+    term = loss.get(kind, 0.0)
+    return float(term["weight"] if isinstance(term, dict) else term)
+
+
+def off_diagonals_of(loss: Json) -> str:
+    """How often a component off the diagonal of a stress or virial counts: "twice" or "once"."""
+    return str(loss.get("off_diagonals", "twice"))
+
+
+def sources_of(
+    inputs: Mapping[str, StageFolder], kinds: Sequence[str], off_diagonals: str = "twice"
+) -> dict[str, RowSource]:
     """Rows by the kind of their targets.
 
     Parameters
@@ -65,11 +85,13 @@ def sources_of(inputs: Mapping[str, StageFolder], kinds: Sequence[str]) -> dict[
         ``rows``, and ``derivatives`` where the loss has forces or stresses.
     kinds : sequence of str
         Kinds of targets in the loss.
+    off_diagonals : {"twice", "once"}
+        See `dlpr.stages.derivatives.DerivativeStore`.
     """
     return {
         kind: open_rows(inputs["rows"])
         if kind == "energy"
-        else open_derivatives(inputs["derivatives"], kind)
+        else open_derivatives(inputs["derivatives"], kind, off_diagonals)
         for kind in kinds
     }
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dlpr.store.arrays import check_metadata
 from dlpr.store.folder import StageFolder
 from dlpr.structures.frames import Piece
-from dlpr.structures.spatial import cut_cluster
+from dlpr.structures.spatial import cell_volume, cut_cluster
 
 CHUNK_ROWS = 1 << 16
 """Environments per chunk of a structure store."""
@@ -153,6 +153,24 @@ class StructureStore:
     def energy(self) -> NDArray[np.float64]:
         """(n_structures,) total energies, NaN where unknown."""
         return self.over_structures("energy")
+
+    @cached_property
+    def weight(self) -> NDArray[np.float64]:
+        """(n_structures,) weights in the loss, of all rows of a structure; 1 by default."""
+        if not self.is_weighted:
+            return np.ones(self.n_structures)
+        weight = self.over_structures("weight")
+        return np.where(np.isnan(weight), 1.0, weight)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether structures have weights of their own."""
+        return self.folder.settings.get("weight") is not None
+
+    @cached_property
+    def volume(self) -> NDArray[np.float64]:
+        """(n_structures,) volumes of the cells in Å³."""
+        return cell_volume(self.over_structures("cell"))
 
     @property
     def symbols(self) -> str:

@@ -25,6 +25,7 @@ STAGES = {
     "derivatives": "dlpr.stages.derivatives",
     "hessian": "dlpr.stages.fold",
     "triangle": "dlpr.stages.fold",
+    "fit": "dlpr.stages.fit",
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
     "committee": "dlpr.stages.committee",

@@ -34,6 +34,8 @@ class Frames:
     """(n_structures,) total, NaN where absent"""
     stress: NDArray[np.float64]
     """(n_structures, 3, 3), NaN where absent"""
+    weight: NDArray[np.float64] | None
+    """(n_structures,) of all their rows in a loss, NaN where absent; None: not asked for"""
     group: NDArray[np.int32]
     """(n_structures,) index into group_names"""
     group_names: tuple[str, ...]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.errors import JobError
+from dlpr.errors import InputError, JobError
 from dlpr.structures.checks import MIN_DISTANCE, check_record, frame_fingerprint
 from dlpr.structures.frames import Frames
 from dlpr.structures.index import FileIndex
@@ -43,6 +43,7 @@ def collect(
     where: Where | None = None,
     group_by: str | None = None,
     min_distance: float = MIN_DISTANCE,
+    weight: str | None = None,
 ) -> tuple[Frames, Counts]:
     """Read, select, check and put together one run of frames.
 
@@ -58,6 +59,8 @@ def collect(
         Key of info whose value names a frame's group.
     min_distance : float
         Å, see `check_record`.
+    weight : str, optional
+        Key of info whose value is a frame's weight in the loss.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def collect(
                 kept.append(record)
     digests = b"".join(frame_fingerprint(record) for record in kept)
     digest = np.frombuffer(digests, np.uint8).reshape(-1, 16)
-    return build_frames(kept, group_by), Counts(n_read, len(kept), dict(keys), digest)
+    return build_frames(kept, group_by, weight), Counts(n_read, len(kept), dict(keys), digest)
 
 
 def _holds(where: Where, record: Record) -> bool:
@@ -94,7 +97,9 @@ def _holds(where: Where, record: Record) -> bool:
         raise JobError(f"{record.place}: {error}") from error
 
 
-def build_frames(records: Sequence[Record], group_by: str | None = None) -> Frames:
+def build_frames(
+    records: Sequence[Record], group_by: str | None = None, weight: str | None = None
+) -> Frames:
     """Put checked records together.
 
     Parameters
@@ -103,6 +108,8 @@ def build_frames(records: Sequence[Record], group_by: str | None = None) -> Fram
     group_by : str, optional
         Key of info whose value names the group; a frame without it is of the group "none". Without
         it, all frames are of the group "all".
+    weight : str, optional
+        Key of info whose value is the frame's weight in the loss.
 
     Returns
     -------
@@ -149,6 +156,7 @@ def build_frames(records: Sequence[Record], group_by: str | None = None) -> Fram
         pbc=np.array([record.pbc for record in records], np.bool_).reshape(-1, 3),
         energy=np.array([record.energy for record in records], np.float64),
         stress=stress,
+        weight=None if weight is None else np.array([_weight(one, weight) for one in records]),
         group=np.array([group_names.index(name) for name in groups], np.int32),
         group_names=group_names,
         source_file=np.array([source_files.index(name) for name in files], np.int32),
@@ -167,3 +175,21 @@ def _group(record: Record, group_by: str | None) -> str:
         return ONE_GROUP
     value = record.info.get(group_by)
     return NO_GROUP if value is None else str(value)
+
+
+def _weight(record: Record, key: str) -> float:
+    """A frame's weight in the loss; NaN where it has none."""
+    value = record.info.get(key)
+    if value is None:
+        return float("nan")
+    try:
+        found = float("nan") if isinstance(value, (bool, np.bool_)) else float(value)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not 0.0 <= found < np.inf:
+        raise InputError(
+            f"{record.place}, key '{key}': a structure's weight is a number >= 0, "
+            f"'{str(value)[:40]}' was found; correct the file or name another key as "
+            f"loss.structure_weight"
+        )
+    return found
