@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +13,17 @@ from dlpr.descriptors import Descriptor, Soap, descriptor
 from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
-from dlpr.engine.executors import Note
+from dlpr.engine.choice import SAMPLE
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
-from dlpr.engine.workspace import Workspace
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
+from dlpr.stages.scan import RUN_ROWS, TASK_SAMPLE
 from dlpr.stages.structures import CHUNK_ROWS
-from dlpr.store.folder import Receipt, StageFolder
 from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record
 
@@ -111,7 +108,7 @@ def estimate(steps: Pipeline) -> Estimate:
     stages = [_ingest(name, size) for name, size in sizes.items()]
     form = fold_stage.form_of(
         steps.job.solver,
-        steps.job.model.spec.regularizer,
+        steps.job.model.spec.least_regularizer,
         n_rows,
         layout.n_columns + 1,
         steps.job.numerics.tile_columns,
@@ -119,6 +116,8 @@ def estimate(steps: Pipeline) -> Estimate:
     tile_columns = steps.job.numerics.tile_columns
     factor = memory.FactorSize(form, layout, n_rows, tile_columns, len(calculator.components))
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
+    if steps.job.model.spec.scan:
+        stages += _scan(steps, calculator, mapping, factor, sizes, sample, seconds)
     if mapping.n_references:
         stages.append(_references(steps, calculator, mapping, sizes["train"]))
     if steps.kinds() != ["energy"]:
@@ -157,6 +156,7 @@ def _derivatives(
     mapping: memory.MapSize,
     size: SetSize,
     sample: list[Record],
+    of: str = "",
 ) -> StageEstimate:
     """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
     assert isinstance(calculator, Soap)
@@ -183,7 +183,7 @@ def _derivatives(
     n_tasks = max(1, nbytes // PART_NBYTES)
     hours = size.n_environments * (seconds + flops / FLOPS) / 3600
     peak += 3 * PART_NBYTES + mapping.nbytes(calculator.n_features, 0)
-    name = f"rows of {' and '.join(kind for kind in kinds if kinds[kind])}"
+    name = f"rows of {' and '.join(kind for kind in kinds if kinds[kind])}{of}"
     return StageEstimate(name, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
@@ -251,16 +251,11 @@ def _training(
     seconds: float,
 ) -> list[StageEstimate]:
     job, width = steps.job, factor.layout.n_columns
-    block, _, n_tasks = _blocks(steps, calculator, size)
-    featurize = size.n_environments * seconds / 3600
     stages: list[StageEstimate] = []
     if job.store_train_features:
         stages.append(_features(steps, calculator, "train", size, seconds))
-    n_rows = -(-size.n_structures // n_tasks) + 2
-    nbytes = memory.rows_nbytes(calculator, mapping, block, size.crowd, n_rows)
-    sums = 8 * size.n_structures * mapping.n_columns
-    hours = 0.0 if job.store_train_features else featurize
-    stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, sums, nbytes, hours))
+    seconds = 0.0 if job.store_train_features else seconds
+    stages.append(_rows("rows", steps, calculator, mapping, size, seconds))
     cubic, task_nbytes = 5 * width**3, factor.factorize_nbytes
     n_factor = 1
     if factor.form == "rows":
@@ -276,6 +271,50 @@ def _training(
     on_disk = factor.on_disk_nbytes
     stages.append(StageEstimate("factor", n_factor, 2 * n_factor + 4, on_disk, task_nbytes, hours))
     return stages
+
+
+def _rows(
+    role: str,
+    steps: Pipeline,
+    calculator: Descriptor,
+    mapping: memory.MapSize,
+    size: SetSize,
+    seconds: float,
+) -> StageEstimate:
+    block, _, n_tasks = _blocks(steps, calculator, size)
+    n_rows = -(-size.n_structures // n_tasks) + 2
+    peak = memory.rows_nbytes(calculator, mapping, block, size.crowd, n_rows)
+    nbytes = 8 * size.n_structures * mapping.n_columns
+    hours = size.n_environments * seconds / 3600
+    return StageEstimate(role, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
+
+
+def _scan(
+    steps: Pipeline,
+    calculator: Descriptor,
+    mapping: memory.MapSize,
+    factor: memory.FactorSize,
+    sizes: dict[str, SetSize],
+    sample: list[Record],
+    seconds: float,
+) -> list[StageEstimate]:
+    """Rows of the set that is to judge, one decomposition, and what it makes of these."""
+    name, n_mu = steps.job.model.spec.scan.on, len(steps.job.model.spec.scan.regularizers)
+    size, width = sizes[name], factor.layout.n_columns
+    few = factor.n_rows if factor.form == "rows" else None
+    rank, n_rows = min(factor.n_rows, width), count_rows(steps, size)
+    stages = [_rows(f"rows of {name}", steps, calculator, mapping, size, seconds)]
+    if steps.kinds() != ["energy"]:
+        stages.append(_derivatives(steps, calculator, mapping, size, sample, f" of {name}"))
+    cubic = 6 * few**2 * width if few else 20 * width**3
+    peak, hours = memory.decomposition_nbytes(width, few), cubic / FLOPS / 3600
+    stages.append(StageEstimate("decomposition", 1, 6, 8 * width * rank, peak, hours))
+    n_tasks = -(-n_rows // RUN_ROWS) + -(-SAMPLE // TASK_SAMPLE) + 1
+    peak = memory.scan_nbytes(calculator, mapping, size.crowd, width, rank, n_mu)
+    flops = 2 * width * (n_mu * (n_rows + rank * n_tasks) + rank * SAMPLE)
+    hours = (flops / FLOPS + SAMPLE * seconds) / 3600
+    role, nbytes = f"regularizers tried on {name}", 8 * n_mu * (width + SAMPLE)
+    return [*stages, StageEstimate(role, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)]
 
 
 def _folds(steps: Pipeline, factor: memory.FactorSize, size: SetSize) -> StageEstimate:
@@ -328,31 +367,3 @@ def check_lifetime(steps: Pipeline, size: Size) -> None:
             f"{size.lifetime} s: it would never end. Give the jobs a longer `walltime`, or lower "
             f"numerics.task_environments."
         )
-
-
-class _Missing(Exception):
-    """A stage has something to do."""
-
-
-class _Idle:
-    """An executor that does nothing, and says so."""
-
-    def run(
-        self, folder: StageFolder, tasks: Sequence[int], nbytes: int, note: Note = print
-    ) -> Iterator[Receipt]:
-        raise _Missing
-
-    def require(self, nbytes: int) -> None:
-        """Nothing will run."""
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-
-def reused(steps: Pipeline) -> list[str]:
-    """Stages of the job that are finished already, up to the first that is not."""
-    workspace = Workspace(steps.workspace.output, _Idle())
-    with suppress(_Missing):
-        Pipeline(steps.job, workspace, steps.kernel).result()
-        return list(workspace.used)
-    return list(workspace.used)[:-1]

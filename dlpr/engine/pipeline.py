@@ -9,10 +9,9 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
-from dlpr.core.kernel import CUT
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
-from dlpr.engine import memory
+from dlpr.engine import choice, memory
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.check import check_training_set
 from dlpr.engine.workspace import Workspace
@@ -227,10 +226,11 @@ class Pipeline:
 
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
-        solver, model = self.job.solver, self.model()
+        solver, least = self.job.solver, self.job.model.spec.least_regularizer
         work, loss = self.workspace.work, self.job.loss.model_dump(mode="json")
 
         def settings(solver: str) -> Json:
+            model = {**self.model(), "regularizer": choice.regularizer(self)}
             return {"model": model, "loss": loss, "solver": solver, "numerics": self.numerics()}
 
         def by(of: StageFolder | None, solver: str) -> StageFolder:
@@ -243,11 +243,13 @@ class Pipeline:
             return self.workspace.finish("factor of the tiles", plan)
 
         def make() -> StageFolder:
+            if self.job.model.spec.scan:
+                choice.check_labels(self, self.job.model.spec.scan.on)
             form = self.form()
             self._require_memory(form)
             if form == "rows":
                 return by(None, "dual")
-            if solver != "qr" and (solver != "auto" or model["regularizer"] > 0.0):
+            if solver != "qr" and (solver != "auto" or least > 0.0):
                 with suppress(NumericsError) if solver == "auto" else nullcontext():
                     found = by_tiles() if form == "tiles" else by(self.fold("hessian"), solver)
                     if not factor_stage.factor_facts(found)["refused"]:
@@ -274,9 +276,9 @@ class Pipeline:
 
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
-        regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
+        least, tile_columns = self.job.model.spec.least_regularizer, self.job.numerics.tile_columns
         form = fold_stage.form_of(
-            self.job.solver, regularizer, self.n_rows(), self.n_columns(), tile_columns
+            self.job.solver, least, self.n_rows(), self.n_columns(), tile_columns
         )
         if form == "rows" and self.n_rows() > self.n_columns():
             raise JobError(
@@ -298,12 +300,15 @@ class Pipeline:
         layout = self.layout()
         feature_map = open_map(self.planned_rows())
         n_rows, n_components = self.n_rows(), len(feature_map.components)
-        is_singular = self.model()["regularizer"] == 0.0
+        is_singular = self.job.model.spec.least_regularizer == 0.0
         size = memory.FactorSize(
             form, layout, n_rows, numerics.tile_columns, n_components, is_singular
         )
         mapping = memory.MapSize.of(feature_map)
         needs = [size.factorize_nbytes]
+        if self.job.model.spec.scan:
+            few = n_rows if form == "rows" else None
+            needs.append(memory.decomposition_nbytes(layout.n_columns, few))
         if form != "rows":
             width = numerics.tile_columns if form == "tiles" else layout.n_columns
             needs.append(memory.fold_nbytes(layout.n_columns, width, numerics.fold_block_rows))
@@ -331,39 +336,13 @@ class Pipeline:
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
         sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
-        attributes = {"job": self.job.settings(), "versions": versions()}
+        attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
         plan = result_stage.plan(self.workspace.work, sets, attributes)
         folder = self.workspace.finish("result", plan)
         result_stage.check(folder)
         result_stage.publish(folder, self.workspace.output)
         self.workspace.settle()
         return folder
-
-    def notes(self) -> list[str]:
-        """What a reader of the result should know about its input."""
-        notes = []
-        if self.job.model.kernel is not None:
-            facts = self.references().receipts()[-1].facts["references"]
-            notes += [
-                f"kernel of {symbol}: {own['count']} references, rank {own['rank']} of K_MM "
-                f"({own['cut']} eigenvalues below {CUT:.0e} of the largest are cut)"
-                for symbol, own in facts.items()
-            ]
-        for name in self.set_names():
-            structures = self.ingest(name)
-            store = open_structures(structures)
-            if store.n_repeats:
-                notes.append(
-                    f"{name}: {store.n_repeats} of {store.n_structures} structures repeat an "
-                    f"earlier one exactly"
-                )
-            labelled = sum(r.facts["labels"]["energy"] for r in structures.receipts())
-            if name == "train" and 0 < labelled < store.n_structures:
-                notes.append(
-                    f"train: {store.n_structures - labelled} of {store.n_structures} structures "
-                    f"have no energy: they are no rows of the Hessian's energies"
-                )
-        return notes
 
     def numerics(self) -> Json:
         """The numerical plan: what decides bits beside job and data."""

@@ -205,6 +205,24 @@ class Job(Section):
         self.descriptor.check_sets(["train", *sets])
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _validation_set(self) -> Job:
+        scan = self.model.spec.scan
+        found = self.test.get(scan.on) if scan else None
+        if scan and (not isinstance(found, SetSpec) or found == self.train):
+            known = [
+                name
+                for name, spec in self.test.items()
+                if isinstance(spec, SetSpec) and spec != self.train
+            ]
+            trained = "the training set, whose errors always want the smallest regularizer"
+            what = trained if scan.on == "train" or found else "no set of this job"
+            raise ValueError(
+                f"model.{self.model.kind}.regularizer.on: {scan.on!r} is {what}; needs a test set "
+                f"that takes no part in the fit. This job has: {', '.join(known) or 'none'}"
+            )
+        return self
+
     @property
     def base(self) -> Path:
         """Absolute folder that relative paths of the job start from."""

@@ -25,6 +25,8 @@ STAGES = {
     "derivatives": "dlpr.stages.derivatives",
     "hessian": "dlpr.stages.fold",
     "triangle": "dlpr.stages.fold",
+    "decomposition": "dlpr.stages.decomposition",
+    "scan": "dlpr.stages.scan",
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
     "rigidity": "dlpr.stages.rigidity",
