@@ -56,6 +56,7 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
         },
         "descriptor": {"soap": SOAP},
         "model": {"linear": {"regularizer": {"scan": [1e-7, 1e-3], "on": "some"}}},
+        "test_forces": True,
     }
     executor = ClusterExecutor(LocalStarter(1, 1, 4 << 30))
     workspace = Workspace(tmp_path / "out", executor)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from dlpr.core.models import Identity
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, Soap, descriptor
-from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
+from dlpr.descriptors.gradients import derivative_nbytes
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.choice import SAMPLE
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
+from dlpr.engine.timing import environment_seconds, gradient_seconds
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
+from dlpr.stages.forces import TASK_ATOMS
 from dlpr.stages.scan import RUN_ROWS, TASK_SAMPLE
 from dlpr.stages.structures import CHUNK_ROWS
-from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record
 
-SAMPLED_ATOMS = 512
 FLOPS = 2e10
 """Dense linear algebra per core and second, on the low side."""
 PARSED_ATOMS = 2e5
@@ -104,7 +102,7 @@ def estimate(steps: Pipeline) -> Estimate:
     calculator = descriptor(steps.job.descriptor_of("train"), species)
     mapping, layout = columns(steps, calculator, sizes)
     n_rows = count_rows(steps, sizes["train"])
-    seconds = _seconds_per_environment(calculator, sample)
+    seconds = environment_seconds(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
     form = fold_stage.form_of(
         steps.job.solver,
@@ -127,6 +125,13 @@ def estimate(steps: Pipeline) -> Estimate:
             stages.append(_features(steps, calculator, name, sizes[name], seconds))
     for name in steps.job.test:
         stages.append(_rigidity(steps, calculator, mapping, factor, name, sizes, seconds))
+    if steps.job.test_forces:
+        assert isinstance(calculator, Soap)
+        per_atom = gradient_seconds(calculator, sample, forces=True, stress=False)
+        stages += [
+            _forces(calculator, mapping, factor, name, _size_of(sizes, name), per_atom)
+            for name in steps.job.test
+        ]
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
     largest = max(size.largest_frame for size in sizes.values())
     most = max(size.n_structures for size in sizes.values())
@@ -161,15 +166,7 @@ def _derivatives(
     """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
     assert isinstance(calculator, Soap)
     kinds = {kind: kind in steps.kinds() for kind in ("forces", "stress")}
-    record = min(sample, key=lambda record: len(record.number))
-    species = record.number.astype(np.uint8)
-    piece = Piece(record.position, species, record.cell, record.pbc)
-    identity = Identity(calculator.n_features, len(calculator.species))
-    usable = {kind: on and (kind == "forces" or has_stress(piece)) for kind, on in kinds.items()}
-    start = time.process_time()
-    if any(usable.values()):
-        derivative_rows(calculator, piece, identity, **usable)
-    seconds = (time.process_time() - start) / len(species)
+    seconds = gradient_seconds(calculator, sample, **kinds)
     n_neighbours = max(size.density, memory.DENSITY) * 4 / 3 * np.pi * calculator.cutoff**3
     flops = (
         6 * n_neighbours * calculator.n_features * (mapping.widest if mapping.n_references else 0)
@@ -187,23 +184,27 @@ def _derivatives(
     return StageEstimate(name, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
+def _forces(
+    calculator: Descriptor,
+    mapping: memory.MapSize,
+    factor: memory.FactorSize,
+    name: str,
+    size: SetSize,
+    seconds: float,
+) -> StageEstimate:
+    """Rows of forces as of a training set, and three solves of full width for each atom."""
+    n_tasks = -(-size.n_environments // TASK_ATOMS)
+    reach = factor.n_rows if factor.form == "rows" else factor.layout.n_columns / 2
+    flops = 3 * size.n_environments * 2 * factor.layout.n_columns * reach
+    raw = (mapping.widest,) * len(calculator.species)
+    peak = memory.forces_nbytes(calculator, factor, mapping, raw, size.crowd)
+    hours = (size.n_environments * seconds + flops / FLOPS) / 3600
+    nbytes = 48 * size.n_environments
+    return StageEstimate(f"forces of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
+
+
 def _size_of(sizes: dict[str, SetSize], name: str) -> SetSize:
     return sizes.get(name, sizes["train"])
-
-
-def _seconds_per_environment(calculator: Descriptor, sample: list[Record]) -> float:
-    """Time the descriptor on a few environments."""
-    pieces, count = [], 0
-    for record in () if calculator.reads_rows else sample:
-        if count < SAMPLED_ATOMS and len(record.number) <= SAMPLED_ATOMS:
-            species = record.number.astype(np.uint8)
-            pieces.append(Piece(record.position, species, record.cell, record.pbc))
-            count += len(species)
-    if not pieces:
-        return 1e-3
-    start = time.process_time()
-    calculator.compute(pieces)
-    return (time.process_time() - start) / count
 
 
 def _ingest(name: str, size: SetSize) -> StageEstimate:

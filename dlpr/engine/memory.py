@@ -14,11 +14,14 @@ from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
 from dlpr.core.models import FeatureMap
 from dlpr.core.rows import Layout
 from dlpr.core.substitution import LEAF, PART_ROWS
-from dlpr.descriptors import Descriptor
+from dlpr.descriptors import Descriptor, Soap
+from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
+from dlpr.descriptors.soap import BATCH as GRADIENT_CENTRES
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.features import ROWS_NBYTES
+from dlpr.stages.forces import SOLVE_ROWS as FORCE_ROWS
 from dlpr.stages.references import CACHED_BLOCKS as REFERENCE_BLOCKS
 from dlpr.stages.result import CHUNK_ROWS
 from dlpr.stages.rigidity import TILED_ROWS
@@ -42,7 +45,7 @@ RAGGED = 1.6
 """Atoms around a block of a large frame, over those around a cube of as many centres."""
 DECOMPOSED_COPIES = 8
 """Matrices of all columns that a decomposition holds at once."""
-RESULT_NBYTES = 160
+RESULT_NBYTES = 256
 """Result stage, per environment of a chunk, or of the largest frame stored by space."""
 
 
@@ -268,6 +271,30 @@ def scan_nbytes(
         n_atoms = min(n_atoms, SORTED_FRAME_ATOMS)
     frames = 64 * SCAN_BATCH * n_atoms
     return held + rows + mapped + frames + block_nbytes(calculator, SCAN_BATCH, crowd)
+
+
+def forces_nbytes(
+    calculator: Descriptor,
+    size: FactorSize,
+    mapping: MapSize,
+    raw_widths: Sequence[int],
+    crowd: Crowd,
+) -> int:
+    """The factor, gradients of a batch, rows of the atoms of a task, and some that are solved."""
+    assert isinstance(calculator, Soap)
+    density, cutoff = max(crowd.density, DENSITY), calculator.cutoff
+    n_atoms = n_around = min(crowd.largest_frame, SORTED_FRAME_ATOMS)
+    if crowd.largest_frame > SORTED_FRAME_ATOMS:
+        n_around = int(RAGGED * density * ((n_atoms / density) ** (1 / 3) + 4 * cutoff) ** 3)
+    n_neighbours = density * 4 / 3 * np.pi * cutoff**3
+    one = derivative_nbytes(
+        calculator, n_atoms, n_neighbours, raw_widths, forces=True, stress=False
+    )
+    around = calculator.compute_nbytes(GRADIENT_CENTRES, n_around, density)
+    strips = 3 * STRIP_NBYTES + mapping.nbytes(calculator.n_features, 0)
+    solved = 8 * FORCE_ROWS * (4 * sum(raw_widths) + 5 * mapping.n_columns)
+    joined = 2 * 8 * 3 * min(n_atoms, 3 * FORCE_ROWS) * sum(raw_widths)
+    return size.nbytes + one + around + strips + solved + joined
 
 
 def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> int:

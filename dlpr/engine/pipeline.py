@@ -22,6 +22,7 @@ from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
 from dlpr.stages import fold as fold_stage
+from dlpr.stages import forces as forces_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages import references as references_stage
 from dlpr.stages import result as result_stage
@@ -317,6 +318,9 @@ class Pipeline:
             block, task = features["block_environments"], features["task_environments"]
             needs.append(memory.rigidity_nbytes(calculator, size, mapping, block, task, crowd))
             needs.append(memory.result_nbytes(size, crowd.largest_frame, crowd.n_structures))
+            if self.job.test_forces:
+                raw = feature_map.raw_widths
+                needs.append(memory.forces_nbytes(calculator, size, mapping, raw, crowd))
         self.workspace.executor.require(max(needs))
 
     def rigidity(self, name: str) -> StageFolder:
@@ -328,6 +332,13 @@ class Pipeline:
         plan = rigidity_stage.plan(self.workspace.work, structures, factor, settings, numerics)
         return self.workspace.finish(f"rigidity of {name}", plan)
 
+    def forces(self, name: str) -> StageFolder:
+        """The rigidities of the forces of one set, in stored order."""
+        structures, factor = self.ingest(name), self.factor()
+        settings, numerics = self.feature_settings(name), self.numerics()
+        plan = forces_stage.plan(self.workspace.work, structures, factor, settings, numerics)
+        return self.workspace.finish(f"forces of {name}", plan)
+
     def result(self) -> StageFolder:
         """The result of every test set, published under the output folder.
 
@@ -336,8 +347,10 @@ class Pipeline:
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
         sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
+        with_forces = sets if self.job.test_forces else ()
+        forces = {name: self.forces(name) for name in with_forces}
         attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
-        plan = result_stage.plan(self.workspace.work, sets, attributes)
+        plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         result_stage.check(folder)
         result_stage.publish(folder, self.workspace.output)

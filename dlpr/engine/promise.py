@@ -17,6 +17,7 @@ from dlpr.engine.memory import (
     crowd_of,
     decomposition_nbytes,
     fold_nbytes,
+    forces_nbytes,
     ingest_nbytes,
     references_nbytes,
     result_nbytes,
@@ -161,6 +162,14 @@ def _rigidity(folder: StageFolder) -> int:
     return rigidity_nbytes(calculator, size, mapping, block, task, crowd)
 
 
+def _forces(folder: StageFolder) -> int:
+    calculator = open_descriptor(folder.settings["features"]["descriptor"])
+    factor, crowd = folder.input("factor"), crowd_of(folder.input("structures"))
+    mapping = open_map(factor.input("rows"))
+    size, raw = _factor_size(factor), mapping.raw_widths
+    return forces_nbytes(calculator, size, MapSize.of(mapping), raw, crowd)
+
+
 def _result(folder: StageFolder) -> int:
     sets = [folder.input(name) for name in folder.settings["sets"]]
     crowds = [crowd_of(one.input("structures")) for one in sets]
@@ -183,5 +192,6 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "factor": _factorize,
     "cholesky": _factorize,
     "rigidity": _rigidity,
+    "forces": _forces,
     "result": _result,
 }

@@ -19,6 +19,8 @@ from dlpr.store.folder import StageFolder
 
 PICTURE_CUTOFF = 3.5
 """Å of the environments that are drawn where no descriptor says how large they are."""
+FORCES = {"environment_pr_forces": "pr_forces", "environment_forces": "predicted_forces"}
+"""Names of what a result has of forces, where it has any."""
 CHEMISCOPE_ATOMS = 100_000
 """Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
 
@@ -49,6 +51,8 @@ class SetStructures:
         self._lpr = self._column(group, "environment_lpr")
         self._ratio = self._column(group, "environment_prior_ratio")
         self._pr = self._column(group, "structure_pr")
+        names = [key for key in FORCES if key in group]
+        self._forces = {FORCES[key]: self._column(group, key) for key in names}
         self._source_file, self._source_files = self._store.sources()
         # a part without any force has no array of forces
         receipts = self._store.folder.receipts()
@@ -108,6 +112,8 @@ class SetStructures:
         # rigidity.zarr has the source's order already
         atoms.set_array("lpr", self._lpr.read(start, stop))
         atoms.set_array("prior_ratio", self._ratio.read(start, stop))
+        for name, rows in self._forces.items():
+            atoms.set_array(name, rows.read(start, stop))
         if self._has_forces[index]:
             forces = store.read("force", start, stop)[stored]
             if np.isfinite(forces).all():
@@ -131,10 +137,10 @@ class _Rows:
     ) -> None:
         self._array, self._damaged = array, damaged
         self._size = array.chunks[0]
-        self._chunk, self._held = -1, np.empty(0)
+        self._chunk, self._held = -1, np.empty((0, *array.shape[1:]))
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = [np.empty(0)]
+        found = [np.empty((0, *self._array.shape[1:]))]
         while start < stop:
             chunk, row = divmod(start, self._size)
             if chunk != self._chunk:

@@ -184,6 +184,7 @@ class Job(Section):
     solver: Literal["auto", "cholesky", "qr", "eigh", "dual"] = "auto"
     store_train_features: bool = True
     store_test_features: bool = False
+    test_forces: bool = False
     storage: Storage = Storage()
     cluster: Cluster = Field(
         default_factory=lambda: Cluster(local=Local()), description="a mapping with one of: local"

@@ -29,6 +29,7 @@ STAGES = {
     "scan": "dlpr.stages.scan",
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
+    "forces": "dlpr.stages.forces",
     "rigidity": "dlpr.stages.rigidity",
     "result": "dlpr.stages.result",
 }
