@@ -25,6 +25,7 @@ from dlpr.stages.forces import TASK_ATOMS
 from dlpr.stages.scan import RUN_ROWS, TASK_SAMPLE
 from dlpr.stages.structures import CHUNK_ROWS
 from dlpr.structures.parse import Record
+from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
 FLOPS = 2e10
 """Dense linear algebra per core and second, on the low side."""
@@ -198,6 +199,9 @@ def _forces(
     flops = 3 * size.n_environments * 2 * factor.layout.n_columns * reach
     raw = (mapping.widest,) * len(calculator.species)
     peak = memory.forces_nbytes(calculator, factor, mapping, raw, size.crowd)
+    if size.largest_frame > SORTED_FRAME_ATOMS:  # centres around the atoms of a cut count too
+        edge = (TASK_ATOMS / max(size.density, memory.DENSITY)) ** (1 / 3)
+        seconds *= memory.RAGGED * (1 + 2 * calculator.cutoff / edge) ** 3
     hours = (size.n_environments * seconds + flops / FLOPS) / 3600
     nbytes = 48 * size.n_environments
     return StageEstimate(f"forces of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)

@@ -182,13 +182,13 @@ def open_derivatives(folder: StageFolder, kind: str) -> DerivativeStore:
     Raises
     ------
     InputError
-        If no training structure has such labels.
+        If no structure of the set has such labels.
     """
     store = _open(str(folder.path), folder.output_digest(), kind)
     if not store.n_rows:
         raise InputError(
-            f"the loss has {kind}, but no structure of the training set has any that can be used: "
-            f"a stress needs a cell that is periodic in three directions. Remove loss.{kind} from "
-            f"the job file."
+            f"the loss has {kind}, but no structure of the training set, or of the set on which a "
+            f"regularizer is picked, has any that can be used: a stress needs a cell that is "
+            f"periodic in three directions. Remove loss.{kind} from the job file."
         )
     return store
