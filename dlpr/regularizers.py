@@ -72,10 +72,14 @@ def scan(
             f"{name} is the training set, whose errors always want the smallest regularizer. Name "
             f"a test set that took no part in the fit; the job has: {', '.join(steps.job.test)}."
         )
-    choice.check_labels(steps, name)
-    _require_memory(steps)
-    folder = steps.mended(lambda: choice.scan(steps, name, alpha.tolist(), sample))
-    return RegularizerScan.of(folder, choice.regularizer(steps))
+
+    def tried() -> RegularizerScan:
+        choice.check_labels(steps, name)
+        _require_memory(steps)
+        folder = choice.scan(steps, name, alpha.tolist(), sample)
+        return RegularizerScan.of(folder, choice.regularizer(steps))
+
+    return steps.mended(tried)
 
 
 def _require_memory(steps: Pipeline) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.scan import Scan
-from dlpr.engine import choice
 from dlpr.engine.pipeline import Pipeline
 from dlpr.plots import plot_scan
 from dlpr.stages.result import QUANTILES
@@ -217,7 +216,7 @@ def write_curve(steps: Pipeline) -> RegularizerScan | None:
     """
     if steps.job.model.spec.scan is None:
         return None
-    found = RegularizerScan.of(choice.chosen_scan(steps), None)
+    found = RegularizerScan.of(steps.scan(), None)
     record, picture = steps.workspace.output / CURVE, steps.workspace.output / PICTURE
     if not picture.exists() or canonical_json(read_json(record)) != canonical_json(found.to_json()):
         plot_scan(picture, found)

@@ -37,7 +37,7 @@ def regularizer(steps: Pipeline) -> float:
     spec = steps.job.model.spec.scan
     if spec is None:
         return float(steps.job.model.spec.regularizer)
-    folder = chosen_scan(steps)
+    folder = steps.scan()
     try:
         best = scan_stage.open_scan(folder).best()
     except NumericsError as error:
@@ -52,7 +52,7 @@ def record(steps: Pipeline) -> Json:
     """What a result is to say of a regularizer that was picked; nothing of one that was given."""
     if steps.job.model.spec.scan is None:
         return {}
-    return {"regularizer": {"picked": regularizer(steps), "stage": chosen_scan(steps).name}}
+    return {"regularizer": {"picked": regularizer(steps), "stage": steps.scan().name}}
 
 
 def check_labels(steps: Pipeline, name: str) -> None:

@@ -260,6 +260,10 @@ class Pipeline:
 
         return self._once("factor", solver, make)
 
+    def scan(self) -> StageFolder:
+        """The regularizers that are tried where the job leaves the choice to the run."""
+        return self._once("scan", "train", lambda: choice.chosen_scan(self))
+
     def model(self) -> Json:
         """The job's model: its kind, and what the job says of it."""
         model: Json = self.job.model.spec.model_dump(mode="json")

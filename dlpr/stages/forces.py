@@ -27,6 +27,11 @@ TASK_ATOMS = 4096
 SOLVE_ROWS = 1536
 """Rows that are solved at once: more than a tile that is read for them costs."""
 RIGIDITY, FORCES = "environment_pr_forces", "environment_forces"
+ATTRIBUTES: dict[str, Json] = {
+    RIGIDITY: {"of": "-dE/dr of the total energy, against the Hessian of all columns"},
+    FORCES: {"of": "-dE/dr of the total energy", "units": "eV/Å"},
+}
+"""What stands beside them in a result."""
 
 
 def plan(

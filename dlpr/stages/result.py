@@ -17,6 +17,7 @@ from dlpr.core.quantiles import QuantileSketch
 from dlpr.errors import StoreError
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.features import task_edges
+from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
 from dlpr.stages.forces import ForceRows
 from dlpr.stages.rigidity import arrays_of, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
@@ -129,7 +130,9 @@ def _write_environments(
     }
     for name in forces.names if forces else ():
         dimensions = ("environment", "direction")
-        out[name] = create_array(group, name, (n, 3), np.float64, dimensions, CHUNK_ROWS)
+        out[name] = create_array(
+            group, name, (n, 3), np.float64, dimensions, CHUNK_ROWS, FORCE_ATTRIBUTES[name]
+        )
     masks = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE]
     out["environment_unseen"].attrs["flag_masks"] = masks
     meanings = "central_species neighbour_species unlike_references"

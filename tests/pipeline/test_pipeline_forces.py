@@ -40,6 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"linear": {**LINEAR, "baseline": COMPOSITION}},
         {"loss": LOSS, "solver": "cholesky", "numerics": {"tile_columns": 12}},
     ),
+    "dual": ({"linear": LINEAR}, {"solver": "dual"}),
     "kernel": ({"kernel": KERNEL}, {"loss": LOSS}),
 }
 
