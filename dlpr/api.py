@@ -20,6 +20,7 @@ from dlpr.engine.starter import Running
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
 from dlpr.job import Job, load_job
+from dlpr.scans import write_curve
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -149,6 +150,13 @@ def rigidity(job: JobLike, name: str, **options: Any) -> Rigidities:
         return Rigidities(steps.mended(lambda: steps.rigidity(name)).path)
 
 
+def finished(steps: Pipeline) -> Result:
+    """The result of a whole job, and beside it the curve of a regularizer that it picks."""
+    steps.mended(steps.result)
+    steps.mended(lambda: write_curve(steps))
+    return Result(steps.workspace.output)
+
+
 def run(job: JobLike, **options: Any) -> Result:
     """Do the whole job, or what it still lacks; parameters as for `ingest`.
 
@@ -158,8 +166,7 @@ def run(job: JobLike, **options: Any) -> Result:
         The published ``rigidity.zarr`` and its summary.
     """
     with pipeline(job, **options) as steps:
-        steps.mended(steps.result)
-        return Result(steps.workspace.output)
+        return finished(steps)
 
 
 def worker(
@@ -188,5 +195,4 @@ def work(output: str | os.PathLike[str], **options: Any) -> Result:
         As for `pipeline`.
     """
     steps = worker(output, **options)
-    steps.mended(steps.result)
-    return Result(steps.workspace.output)
+    return finished(steps)

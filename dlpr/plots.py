@@ -143,7 +143,7 @@ def plot_scan(path: Path, found: RegularizerScan) -> Path:
         bottom.set(xscale="log", yscale="log", xlabel="regularizer", ylabel=f"LPR of {found.name}")
         for ax in (top, bottom):
             ax.axvline(x[found.best], color="black", linewidth=1.2, label="best")
-            if found.job_regularizer > 0.0:
+            if found.job_regularizer:
                 ax.axvline(found.job_regularizer, color="0.5", linestyle=":", label="the job's")
             ax.legend()
     return path

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.scan import Scan
-from dlpr.store.files import Json
-from dlpr.store.folder import FORMAT_VERSION
+from dlpr.engine.pipeline import Pipeline
+from dlpr.plots import plot_scan
+from dlpr.stages.result import QUANTILES
+from dlpr.stages.scan import open_scan
+from dlpr.store.files import Json, canonical_json, read_json, write_json
+from dlpr.store.folder import FORMAT_VERSION, StageFolder
 from dlpr.tables import TextTable
 from dlpr.uncertainty import UNITS
 
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-"""Of the LPR."""
+CURVE, PICTURE = "regularizers.json", "regularizers.svg"
+"""What a run whose job leaves the regularizer to it writes into its output folder."""
 SHOWN = (1, 2, 3)
 """Places of those that tables and pictures show."""
 
@@ -33,8 +38,8 @@ class RegularizerScan:
     """of the model, as the job names it"""
     regularizer: NDArray[np.float64]
     """(n,) ascending, as a job has it"""
-    job_regularizer: float
-    """the job's own"""
+    job_regularizer: float | None
+    """the job's own; None: the job takes the best one"""
     scan: Scan
     """Regularizers mu, weights, errors"""
     errors: dict[str, NDArray[np.float64]]
@@ -47,6 +52,38 @@ class RegularizerScan:
     """Least regularizer that the decomposition resolves to some 1e-9; 0: all"""
     record: Json
     """What it was computed from"""
+
+    @classmethod
+    def of(cls, folder: StageFolder, job_regularizer: float | None) -> Self:
+        """What a finished stage "scan" has found."""
+        of = folder.input("decomposition")
+        facts, told = of.receipts()[0].facts, folder.receipts()[-1].facts
+        settings, part = folder.settings, folder.read_part(folder.n_tasks - 1)
+        stages = {role: one for role, one in folder.inputs().items() if role != "decomposition"}
+        index = folder.input("rows").input("structures").input("index")
+        return cls(
+            name=settings["name"],
+            convention=of.settings["model"]["rows"],
+            kind=of.settings["model"]["kind"],
+            regularizer=np.array(settings["regularizers"]),
+            job_regularizer=job_regularizer,
+            scan=open_scan(folder),
+            errors={kind: part[f"rmse_{kind}"] for kind in settings["kinds"]},
+            lpr=part["lpr"],
+            n_environments=told["n_environments"],
+            resolved=facts["resolved_mu"] / facts["scale_square"],
+            record={
+                "model": of.settings["model"],
+                "map": of.settings["map"],
+                "loss": of.settings["loss"],
+                "scale_square": facts["scale_square"],
+                "n_rows": {"train": facts["n_rows"], **told["n_rows"]},
+                "stages": {"scan": folder.name, **folder.plan["places"]},
+                "inputs": of.plan["inputs"],
+                "validation": {role: stage.output_digest() for role, stage in stages.items()},
+                "sources": index.settings["sources"],
+            },
+        )
 
     @property
     def best(self) -> int:
@@ -102,25 +139,44 @@ class RegularizerScan:
 
     def notes(self) -> list[str]:
         """The best regularizer, whether to trust it, and what to write into the job."""
-        best = self.regularizer[self.best]
-        notes = [
-            f"best regularizer {best:.3g}: RMSE of {self.name} {self.rmse[self.best]:.4g} "
-            f"{self.unit}; the job has {self.job_regularizer:.3g}"
-        ]
+        best, own = self.regularizer[self.best], self.job_regularizer is None
+        low, high = self.regularizer[0], self.regularizer[-1]
+        said = f"RMSE of {self.name} {self.rmse[self.best]:.4g} {self.unit}"
+        if own:
+            tried = f"the best of {len(self.rmse)} from {low:.3g} to {high:.3g}"
+            notes = [f"regularizer {best:.6g}: {tried}, {said}"]
+        else:
+            notes = [f"best regularizer {best:.3g}: {said}; the job has {self.job_regularizer:.3g}"]
         if self.scan.at_edge():
-            low = self.best == 0
-            notes.append(
-                f"it lies at the {'lower' if low else 'upper'} edge of the scan: a "
-                f"{'smaller' if low else 'larger'} one may be better; scan "
-                f"--{'from' if low else 'up-to'} {best * (1e-4 if low else 1e4):.0e}"
-            )
-        if self.resolved > self.regularizer[0]:
+            notes.append(self._edge(own))
+        lost = int(np.count_nonzero(~np.isfinite(self.rmse)))
+        if lost:
+            notes.append(f"{lost} of {len(self.rmse)} regularizers have no error that is a number")
+        if self.resolved > low:
             notes.append(
                 f"below {self.resolved:.1e} the figures have fewer than 9 digits, as the Hessian "
                 f"itself was folded; solver: qr in the job file gives them all"
             )
-        notes.append(f"in the job file:  model: {{{self.kind}: {{regularizer: {best:.2e}}}}}")
+        if not own:
+            line = f"in the job file:  model: {{{self.kind}: {{regularizer: {best:.2e}}}}}"
+            notes.append(line)
         return notes
+
+    def _edge(self, own: bool) -> str:
+        """What to do where the best regularizer is the smallest or the largest."""
+        low, high, is_low = self.regularizer[0], self.regularizer[-1], self.best == 0
+        side, other, option = (
+            ("lower", "smaller", "from") if is_low else ("upper", "larger", "up-to")
+        )
+        wider = low * 1e-4 if is_low else high * 1e4
+        cure = f"scan --{option} {wider:.0e}"
+        if own:
+            ends = (wider, high) if is_low else (low, wider)
+            cure = f"the job file may have scan: [{ends[0]:.1e}, {ends[1]:.1e}]"
+        return (
+            f"{'warning: ' if own else ''}it lies at the {side} edge of the scan, which went from "
+            f"{low:.3g} to {high:.3g}: a {other} one may be better; {cure}"
+        )
 
     def to_json(self) -> Json:
         """Everything but the weights, with what it was computed from."""
@@ -148,3 +204,21 @@ class RegularizerScan:
             "lpr": self.lpr.tolist(),
             **self.record,
         }
+
+
+def write_curve(steps: Pipeline) -> RegularizerScan | None:
+    """Write what a job's scan has found beside its result: regularizers.json and a picture.
+
+    Returns
+    -------
+    RegularizerScan or None
+        None: the job gives its regularizer.
+    """
+    if steps.job.model.spec.scan is None:
+        return None
+    found = RegularizerScan.of(steps.scan(), None)
+    record, picture = steps.workspace.output / CURVE, steps.workspace.output / PICTURE
+    if not picture.exists() or canonical_json(read_json(record)) != canonical_json(found.to_json()):
+        plot_scan(picture, found)
+        write_json(record, found.to_json())
+    return found

@@ -14,6 +14,7 @@ from dlpr.clusters.local import LocalStarter
 from dlpr.engine import memory
 from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.promise import task_nbytes
 from dlpr.engine.workspace import Workspace
 
 SOAP = {
@@ -48,10 +49,15 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
     write_frames(tmp_path)
     job = {
         "train": {"files": str(tmp_path / "small.xyz")},
-        "test": {"large": {"files": str(tmp_path / "large.xyz")}, "train": "train"},
+        "test": {
+            "large": {"files": str(tmp_path / "large.xyz")},
+            "some": {"files": str(tmp_path / "small.xyz") + "@:9"},
+            "train": "train",
+        },
         "descriptor": {"soap": SOAP},
-        "model": {"linear": {"regularizer": 1e-6}},
+        "model": {"linear": {"regularizer": {"scan": [1e-7, 1e-3], "on": "some"}}},
         "committee": {"subsample": {"members": 3}},
+        "test_forces": True,
     }
     executor = ClusterExecutor(LocalStarter(1, 1, 4 << 30))
     workspace = Workspace(tmp_path / "out", executor)
@@ -62,6 +68,6 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
     promised = 0
     for role, folder in workspace.used.items():
         # a process's peak is that of all it has done so far
-        promised = max(promised, memory.BASE_NBYTES + memory.task_nbytes(folder))
+        promised = max(promised, memory.BASE_NBYTES + task_nbytes(folder))
         peak = max(receipt.cost["peak_nbytes"] for receipt in folder.receipts())
         assert peak <= promised, f"{role}: {peak} bytes, {promised} promised"

@@ -11,10 +11,12 @@ from dlpr.api import open_job
 from dlpr.cli.report import show
 from dlpr.clusters import starter
 from dlpr.engine import memory
-from dlpr.engine.estimate import ITERATIONS, Estimate, estimate, reused
+from dlpr.engine.estimate import Estimate, estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import planned_kernel, write_job
 from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.reused import reused
+from dlpr.engine.training_costs import ITERATIONS
 from dlpr.engine.workspace import Workspace
 from dlpr.job import Job
 from dlpr.tables import TextTable

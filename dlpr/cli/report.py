@@ -24,6 +24,7 @@ from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
 from dlpr.job import Job
+from dlpr.scans import CURVE, PICTURE, write_curve
 from dlpr.stages.factor import factor_facts
 from dlpr.store.files import Json
 from dlpr.tables import TextTable, cost_table, rigidity_table
@@ -85,11 +86,16 @@ def show_result(console: Console, steps: Pipeline) -> None:
     """Finish a job, and print what came out of it and what it took."""
     start = time.perf_counter()
     steps.mended(steps.result)
+    curve = steps.mended(lambda: write_curve(steps))
     result = Result(steps.workspace.output)
+    if curve:
+        show(console, curve.table())
     show(console, rigidity_table(result.summary))
     show(console, cost_table(run_cost(steps.workspace.used)))
     lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result)
     lines += committee_lines(result) + notes(steps)
+    if curve:
+        lines += [*curve.notes(), f"the curve: {steps.workspace.output / PICTURE} and {CURVE}"]
     lines.append(thread_line(steps.job))
     lines.append(f"{result.path} after {time.perf_counter() - start:.1f} s")
     for line in lines:

@@ -192,8 +192,8 @@ class Fit:
         square = None if residual is None else np.square(residual)
         return variance / factor**2 + self._unseen(square)
 
-    def derivative_variance(self, sums: FloatArray) -> FloatArray:
-        """Variance (n,) of derivatives of the energy, per unit of the scale squared: ``1/R``.
+    def derivatives(self, sums: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+        """Rigidity of derivatives of the energy, against the Hessian of all columns.
 
         What a kernel's references cannot see is not in it.
 
@@ -201,6 +201,13 @@ class Fit:
         ----------
         sums : (n, sum of the map's raw_widths) float64
             Derivatives of summed rows of environments, not finished yet.
+
+        Returns
+        -------
+        rigidity : (n,) float64
+            inf where no feature changes.
+        value : (n,) float64, or None without weights
+            The derivatives.
         """
         assert self.whole is not None
         n, mapping = len(sums), self.model.map
@@ -208,7 +215,13 @@ class Fit:
         rows = np.hstack([mapping.finish(number, block) for number, block in enumerate(blocks)])
         no_atoms = np.zeros((n, self.model.stored.n_blocks))
         targets = Targets(rows, no_atoms, np.zeros(n), np.ones(n), np.ones(n))
-        return reciprocal(self.whole.rigidity(self.model.chosen(targets)))
+        rows = self.model.chosen(targets)
+        value = None if self.weights is None else rows @ self.weights
+        return self.whole.rigidity(rows), value
+
+    def derivative_variance(self, sums: FloatArray) -> FloatArray:
+        """Variance (n,) of `derivatives`, per unit of the scale squared: ``1/R``."""
+        return reciprocal(self.derivatives(sums)[0])
 
     def gradient(self, species: int, features: FloatArray) -> FloatArray:
         """Gradients (n, n_features) of the energies of environments of one central species, eV."""

@@ -257,10 +257,18 @@ class Scan:
         ------
         JobError
             If there are no validation errors.
+        NumericsError
+            If none of them is a number.
         """
         if self.validation_rmse is None:
             raise JobError("no regularizer is the best one without a validation set: name one")
-        least = np.flatnonzero(self.validation_rmse == self.validation_rmse.min())
+        known = self.validation_rmse[np.isfinite(self.validation_rmse)]
+        if not len(known):
+            raise NumericsError(
+                f"none of {len(self.mu)} regularizers has an error of the validation set that is a "
+                "number: look for energies, forces or features there that exceed 1e150"
+            )
+        least = np.flatnonzero(self.validation_rmse == known.min())
         return int(least[np.argmax(self.mu[least])])
 
     def at_edge(self) -> bool:

@@ -40,9 +40,9 @@ def batch_nbytes(
 
 
 def gradient_batches(
-    soap: Soap, piece: Piece, *, forces: bool, stress: bool
+    soap: Soap, piece: Piece, centres: IntArray, *, forces: bool, stress: bool
 ) -> Iterator[tuple[IntArray, Environments]]:
-    """Cut a structure into runs of centres whose gradients fit into GRADIENT_NBYTES.
+    """Cut some centres of a structure into runs whose gradients fit into GRADIENT_NBYTES.
 
     Yields
     ------
@@ -54,16 +54,16 @@ def gradient_batches(
     from dlpr.descriptors.native import PAIR, Environments
 
     n_atoms = len(piece.species)
-    around = Surroundings([piece], [np.arange(n_atoms)], soap.cutoff, soap.species)
-    for start in range(0, n_atoms, BATCH):
-        near = around.neighbours(start, min(start + BATCH, n_atoms))
+    around = Surroundings([piece], [centres], soap.cutoff, soap.species)
+    for start in range(0, len(centres), BATCH):
+        near = around.neighbours(start, min(start + BATCH, len(centres)))
         count = near.count.sum(axis=1)
         end = np.cumsum(count)
         nbytes = _centre_nbytes(soap, count, n_atoms, forces, stress)
         for first, stop in _runs(nbytes):
             some = slice(end[first] - count[first], end[stop - 1])
             seen, second = np.unique(near.atom[some], return_inverse=True)
-            home = np.concatenate([np.arange(start + first, start + stop), seen])
+            home = np.concatenate([centres[start + first : start + stop], seen])
             pairs = np.zeros(len(second), PAIR)
             pairs["first"] = np.repeat(np.arange(stop - first), count[first:stop])
             pairs["second"] = stop - first + second

@@ -102,11 +102,12 @@ def derivative_rows(
     soap
         The descriptor.
     piece
-        A whole structure of any periodicity; all its atoms are centres.
+        A whole structure of any periodicity. Where it names centres, the forces on these alone
+        are computed; it may then be an open cut with all atoms within twice the cutoff of them.
     tangent
         The derivative of the model's feature map.
     forces, stress
-        The rows wanted.
+        The rows wanted; a stress needs a whole structure.
 
     Returns
     -------
@@ -126,8 +127,9 @@ def derivative_rows(
             " direction(s); it must be periodic in 3 to have a volume."
             " Leave out the stress of this structure, or correct its periodicity."
         )
-    sums = _Sums(soap, tangent, len(piece.species), forces=forces, stress=stress)
-    for home, environments in gradient_batches(soap, piece, forces=forces, stress=stress):
+    sums = _Sums(soap, tangent, piece, forces=forces, stress=stress)
+    centres = _centres(piece, soap.cutoff)
+    for home, environments in gradient_batches(soap, piece, centres, forces=forces, stress=stress):
         sums.add(home, environments)
     rows = sums.rows(piece.cell)
     _check_finite(rows)
@@ -172,15 +174,29 @@ def derivative_nbytes(
     return rows + gradients + strip + around
 
 
+def _centres(piece: Piece, cutoff: float) -> IntArray:
+    """Atoms whose environments change with the positions of the atoms that are wanted."""
+    every = np.arange(len(piece.species))
+    if piece.centre is None or piece.pbc.any():
+        return every
+    from scipy.spatial import cKDTree  # slow to load
+
+    distance, _ = cKDTree(piece.position[piece.centre]).query(piece.position)
+    return every[distance <= cutoff * (1.0 + 1e-9)]
+
+
 class _Sums:
     """Rows of one structure while batches of centres are added."""
 
     def __init__(
-        self, soap: Soap, tangent: Tangent, n_atoms: int, *, forces: bool, stress: bool
+        self, soap: Soap, tangent: Tangent, piece: Piece, *, forces: bool, stress: bool
     ) -> None:
         self._soap, self._tangent = soap, tangent
         self._stop = np.cumsum(tangent.raw_widths).tolist()
-        self._forces = np.zeros((n_atoms, 3, self._stop[-1])) if forces else None
+        wanted = np.arange(len(piece.species)) if piece.centre is None else piece.centre
+        self._row = np.full(len(piece.species), -1)  # of each atom; -1: not wanted
+        self._row[wanted] = np.arange(len(wanted))
+        self._forces = np.zeros((len(wanted), 3, self._stop[-1])) if forces else None
         self._virial = np.zeros((6, self._stop[-1])) if stress else None
         names = [soap.columns[name].astype(np.int32) for name in ("l", "n_1", "n_2")]
         table = np.stack(names, axis=1)
@@ -236,19 +252,23 @@ class _Sums:
     ) -> None:
         """Add what the features of centres of one species change when atoms move."""
         assert self._forces is not None
+        moved = self._row[home]
+        kept: list[slice | NDArray[np.bool_]] = [slice(None)] * len(blocks)
+        if (moved < 0).any():
+            kept = [moved[block.gradient_atom] >= 0 for block in blocks]
         keys = [
-            len(home) * block.gradient_centre.astype(np.int64) + block.gradient_atom
-            for block in blocks
+            len(home) * block.gradient_centre[own].astype(np.int64) + block.gradient_atom[own]
+            for block, own in zip(blocks, kept, strict=True)
         ]
         pair = np.unique(np.concatenate(keys))
         parts = [
-            _Part(self._columns[block.neighbours], np.searchsorted(pair, key), block.positions)
-            for block, key in zip(blocks, keys, strict=True)
+            _Part(self._columns[block.neighbours], np.searchsorted(pair, key), block.positions[own])
+            for block, own, key in zip(blocks, kept, keys, strict=True)
         ]
         row = np.searchsorted(centre, pair // len(home))
         own = self._own(species)
         for strip, along in self._contract(species, features, row, parts):
-            atom, of = np.unique(home[pair[strip] % len(home)], return_inverse=True)
+            atom, of = np.unique(moved[pair[strip] % len(home)], return_inverse=True)
             minus = csr_array((np.full(len(of), -1.0), (of, np.arange(len(of)))))
             change = minus @ along.reshape(len(of), -1)
             self._forces[atom, :, own] += change.reshape(len(atom), 3, -1)

@@ -60,6 +60,11 @@ def _check_derivatives(job: Job) -> None:
                 f"this job's is descriptor.{job.descriptor.kind}. Take soap, or leave loss.{kind} "
                 f"out."
             )
+    if job.test_forces and not isinstance(calculator, Soap):
+        raise JobError(
+            f"test_forces needs gradients of the features, which descriptor.soap alone has; this "
+            f"job's is descriptor.{job.descriptor.kind}. Take soap, or leave test_forces out."
+        )
     kernel = job.model.kernel
     if kernel is not None and kernel.references.file is not None and calculator.reads_rows:
         raise JobError(

@@ -2,74 +2,41 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from dlpr.core.models import Identity
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, Soap, descriptor
-from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows, has_stress
 from dlpr.engine import memory
-from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.check import check_committee
-from dlpr.engine.executors import Note
 from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
 from dlpr.engine.starter import Size
-from dlpr.engine.workspace import Workspace
+from dlpr.engine.timing import environment_seconds, gradient_seconds
+from dlpr.engine.training_costs import (
+    FLOPS,
+    StageEstimate,
+    blocks_of,
+    committee_members,
+    derivatives,
+    features,
+    references,
+    scan,
+    training,
+)
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
-from dlpr.stages.derivatives import PART_NBYTES
-from dlpr.stages.sources import most_rows
+from dlpr.stages.forces import TASK_ATOMS
 from dlpr.stages.structures import CHUNK_ROWS
-from dlpr.store.folder import Receipt, StageFolder
-from dlpr.structures.frames import Piece
 from dlpr.structures.parse import Record
+from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
-SAMPLED_ATOMS = 512
-FLOPS = 2e10
-"""Dense linear algebra per core and second, on the low side."""
-ITERATIONS = 30
-"""Fits that a loss which is not squared is reckoned to take: more where outliers are many."""
 PARSED_ATOMS = 2e5
 """Atoms of text parsed and checked per core and second, on the low side."""
-
-
-@dataclass(frozen=True)
-class StageEstimate:
-    """One stage of a run.
-
-    Attributes
-    ----------
-    stage : str
-    n_tasks : int
-    n_files : int
-        Inodes.
-    nbytes : int
-        On disk.
-    task_nbytes : int
-        What a task adds to a worker's memory.
-    core_hours : float
-    """
-
-    stage: str
-    n_tasks: int
-    n_files: int
-    nbytes: int
-    task_nbytes: int
-    core_hours: float
-
-    @property
-    def task_seconds(self) -> float:
-        """What one of its tasks takes."""
-        return 3600 * self.core_hours / max(1, self.n_tasks)
 
 
 @dataclass(frozen=True)
@@ -112,37 +79,46 @@ def estimate(steps: Pipeline) -> Estimate:
     calculator = descriptor(steps.job.descriptor_of("train"), species)
     mapping, layout = columns(steps, calculator, sizes)
     n_rows = count_rows(steps, sizes["train"])
-    seconds = _seconds_per_environment(calculator, sample)
+    seconds = environment_seconds(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
     form = (
         "whole"
         if steps.job.loss.is_reweighted
         else fold_stage.form_of(
             steps.job.solver,
-            steps.job.model.spec.regularizer,
+            steps.job.model.spec.least_regularizer,
             n_rows,
             layout.n_columns + 1,
             steps.job.numerics.tile_columns,
         )
     )
     tile_columns = steps.job.numerics.tile_columns
-    basis = takes_basis(steps.job.solver, steps.job.model.spec.regularizer)
+    basis = takes_basis(steps.job.solver, steps.job.model.spec.least_regularizer)
     n_members = steps.job.committee.spec.members if steps.job.committee else 0
     n_parts = len(calculator.components)
     factor = FactorSize(form, layout, n_rows, tile_columns, n_parts, basis, n_members)
-    stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)
+    stages += training(steps, calculator, mapping, factor, sizes["train"], seconds)
     if n_members:
         check_committee(steps.job, form, layout.n_columns)
-        stages += _committee(steps, factor, sizes["train"])
+        stages += committee_members(steps, factor, sizes["train"])
+    if steps.job.model.spec.scan:
+        stages += scan(steps, calculator, mapping, factor, sizes, sample, seconds)
     if mapping.n_references:
-        stages.append(_references(steps, calculator, mapping, sizes["train"]))
+        stages.append(references(steps, calculator, mapping, sizes["train"]))
     if steps.derivatives():
-        stages.append(_derivatives(steps, calculator, mapping, sizes["train"], sample))
+        stages.append(derivatives(steps, calculator, mapping, sizes["train"], sample))
     for name in sizes if steps.job.store_test_features else ():
         if name != "train":
-            stages.append(_features(steps, calculator, name, sizes[name], seconds))
+            stages.append(features(steps, calculator, name, sizes[name], seconds))
     for name in steps.job.test:
         stages.append(_rigidity(steps, calculator, mapping, factor, name, sizes, seconds))
+    if steps.job.test_forces:
+        assert isinstance(calculator, Soap)
+        per_atom = gradient_seconds(calculator, sample, forces=True, stress=False)
+        stages += [
+            _forces(calculator, mapping, factor, name, _size_of(sizes, name), per_atom)
+            for name in steps.job.test
+        ]
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
     largest = max(size.largest_frame for size in sizes.values())
     most = max(size.n_structures for size in sizes.values())
@@ -152,71 +128,30 @@ def estimate(steps: Pipeline) -> Estimate:
     return Estimate(sizes, layout, stages, tuple(species))
 
 
-def _references(
-    steps: Pipeline, calculator: Descriptor, mapping: memory.MapSize, size: SetSize
-) -> StageEstimate:
-    """References chosen among the training set: as many products as there are picks, and K_MM."""
-    block, task, _ = _blocks(steps, calculator, size)
-    d, counts = calculator.n_features, [mapping.widest] * len(calculator.species)
-    peak = memory.references_nbytes(
-        calculator, block, task, size.crowd, size.n_environments, counts
-    )
-    flops = 2 * size.n_environments * d * mapping.widest + 30 * len(counts) * mapping.widest**3
-    nbytes = 8 * mapping.n_references * (d + mapping.widest)
-    return StageEstimate("references", 1, 6, nbytes, peak, flops / FLOPS / 3600)
-
-
-def _derivatives(
-    steps: Pipeline,
+def _forces(
     calculator: Descriptor,
     mapping: memory.MapSize,
+    factor: FactorSize,
+    name: str,
     size: SetSize,
-    sample: list[Record],
+    seconds: float,
 ) -> StageEstimate:
-    """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
-    assert isinstance(calculator, Soap)
-    kinds = {kind: kind in steps.derivatives() for kind in ("forces", "stress")}
-    record = min(sample, key=lambda record: len(record.number))
-    species = record.number.astype(np.uint8)
-    piece = Piece(record.position, species, record.cell, record.pbc)
-    identity = Identity(calculator.n_features, len(calculator.species))
-    usable = {kind: on and (kind == "forces" or has_stress(piece)) for kind, on in kinds.items()}
-    start = time.process_time()
-    if any(usable.values()):
-        derivative_rows(calculator, piece, identity, **usable)
-    seconds = (time.process_time() - start) / len(species)
-    n_neighbours = max(size.density, memory.DENSITY) * 4 / 3 * np.pi * calculator.cutoff**3
-    flops = (
-        6 * n_neighbours * calculator.n_features * (mapping.widest if mapping.n_references else 0)
-    )
-    row_nbytes = 8 * mapping.n_columns
-    nbytes = row_nbytes * most_rows(steps.derivatives(), size.n_structures, size.n_environments)
-    widths = (mapping.widest,) * len(calculator.species)
-    peak = derivative_nbytes(calculator, size.largest_frame, n_neighbours, widths, **kinds)
-    n_tasks = max(1, nbytes // PART_NBYTES)
-    hours = size.n_environments * (seconds + flops / FLOPS) / 3600
-    peak += 3 * PART_NBYTES + mapping.nbytes(calculator.n_features, 0)
-    name = f"rows of {' and '.join(kind for kind in kinds if kinds[kind])}"
-    return StageEstimate(name, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
+    """Rows of forces as of a training set, and three solves of full width for each atom."""
+    n_tasks = -(-size.n_environments // TASK_ATOMS)
+    reach = factor.n_rows if factor.form == "rows" else factor.layout.n_columns / 2
+    flops = 3 * size.n_environments * 2 * factor.layout.n_columns * reach
+    raw = (mapping.widest,) * len(calculator.species)
+    peak = memory.forces_nbytes(calculator, factor, mapping, raw, size.crowd)
+    if size.largest_frame > SORTED_FRAME_ATOMS:  # centres around the atoms of a cut count too
+        edge = (TASK_ATOMS / max(size.density, memory.DENSITY)) ** (1 / 3)
+        seconds *= memory.RAGGED * (1 + 2 * calculator.cutoff / edge) ** 3
+    hours = (size.n_environments * seconds + flops / FLOPS) / 3600
+    nbytes = 48 * size.n_environments
+    return StageEstimate(f"forces of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
 
 def _size_of(sizes: dict[str, SetSize], name: str) -> SetSize:
     return sizes.get(name, sizes["train"])
-
-
-def _seconds_per_environment(calculator: Descriptor, sample: list[Record]) -> float:
-    """Time the descriptor on a few environments."""
-    pieces, count = [], 0
-    for record in () if calculator.reads_rows else sample:
-        if count < SAMPLED_ATOMS and len(record.number) <= SAMPLED_ATOMS:
-            species = record.number.astype(np.uint8)
-            pieces.append(Piece(record.position, species, record.cell, record.pbc))
-            count += len(species)
-    if not pieces:
-        return 1e-3
-    start = time.process_time()
-    calculator.compute(pieces)
-    return (time.process_time() - start) / count
 
 
 def _ingest(name: str, size: SetSize) -> StageEstimate:
@@ -232,128 +167,6 @@ def _ingest(name: str, size: SetSize) -> StageEstimate:
     )
 
 
-def _blocks(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int, int, int]:
-    """Environments of a block and of a task, and how many tasks there are."""
-    numerics = steps.job.numerics
-    block = numerics.block_environments or default_block(calculator.n_features)
-    task = numerics.task_environments or default_task(block, calculator.n_features)
-    return block, task, max(1, -(-size.n_environments // task))
-
-
-def _features(
-    steps: Pipeline, calculator: Descriptor, name: str, size: SetSize, seconds: float
-) -> StageEstimate:
-    block, _, n_tasks = _blocks(steps, calculator, size)
-    itemsize = np.dtype(steps.job.storage.dtype).itemsize
-    return StageEstimate(
-        f"features of {name}",
-        n_tasks,
-        -(-size.n_environments // block) + n_tasks + 30,
-        size.n_environments * calculator.n_features * itemsize,
-        memory.block_nbytes(calculator, block, size.crowd),
-        size.n_environments * seconds / 3600,
-    )
-
-
-def _training(
-    steps: Pipeline,
-    calculator: Descriptor,
-    mapping: memory.MapSize,
-    factor: FactorSize,
-    size: SetSize,
-    seconds: float,
-) -> list[StageEstimate]:
-    job, width = steps.job, factor.layout.n_columns
-    block, _, n_tasks = _blocks(steps, calculator, size)
-    featurize = size.n_environments * seconds / 3600
-    stages: list[StageEstimate] = []
-    if job.store_train_features:
-        stages.append(_features(steps, calculator, "train", size, seconds))
-    n_rows = -(-size.n_structures // n_tasks) + 2
-    nbytes = memory.rows_nbytes(calculator, mapping, block, size.crowd, n_rows)
-    sums = 8 * size.n_structures * mapping.n_columns
-    hours = 0.0 if job.store_train_features else featurize
-    stages.append(StageEstimate("rows", n_tasks, 2 * n_tasks + 4, sums, nbytes, hours))
-    cubic, task_nbytes = 5 * width**3, factor.factorize_nbytes
-    n_factor = 1
-    if factor.form == "rows":
-        cubic = 6 * factor.n_rows**2 * width
-    else:
-        stages.append(_folds(steps, factor, factor.n_rows))
-    if job.loss.is_reweighted:
-        stages += _fits(steps, factor, size)
-    if factor.form == "tiles":
-        n_orders = factor.layout.n_blocks
-        tiles = fold_stage.cut(factor.layout, factor.tile_columns)
-        n_factor = n_orders * len(tiles.pairs()) + 1
-        cubic = n_orders * width**3 // 3
-    hours = cubic / FLOPS / 3600
-    on_disk = factor.on_disk_nbytes
-    stages.append(StageEstimate("factor", n_factor, 2 * n_factor + 4, on_disk, task_nbytes, hours))
-    return stages
-
-
-def _fits(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstimate]:
-    """Folds and fits of a loss that is not squared; what is squared is folded once."""
-    loss, width = steps.job.loss, factor.layout.n_columns
-    n_rows = most_rows(loss.reweighted, size.n_structures, size.n_environments)
-    once, n = _folds(steps, factor, n_rows), ITERATIONS + 1
-    folds = replace(
-        once,
-        stage="folds of fits",
-        n_tasks=n * once.n_tasks,
-        n_files=n * once.n_files,
-        nbytes=n * once.nbytes,
-        core_hours=n * once.core_hours,
-    )
-    hours = n * width**3 / FLOPS / 3600
-    nbytes = n * 16 * width
-    fits = StageEstimate("fits", n, 6 * n, nbytes, factor.factorize_nbytes, hours)
-    return [folds, fits]
-
-
-def _folds(steps: Pipeline, factor: FactorSize, n_rows: int) -> StageEstimate:
-    """Partials of so many rows."""
-    numerics, width = steps.numerics(), factor.layout.n_columns
-    tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
-    run_rows = fold_stage.run_rows(n_rows, 1, width, numerics["partials_nbytes"])
-    n_runs = -(-n_rows // run_rows)
-    n_tasks = n_runs * len(tiles.pairs())
-    nbytes = memory.fold_nbytes(width, max(tiles.widths), numerics["fold_block_rows"])
-    kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(steps.job.solver, 3)
-    hours = kinds * n_rows * width**2 / FLOPS / 3600
-    partials = 8 * width**2 * n_runs
-    return StageEstimate("folds", n_tasks, 2 * n_tasks + 4, partials, nbytes, hours)
-
-
-def _committee(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstimate]:
-    """Members drawn at once, or folded and fitted one by one."""
-    n, width, committee = factor.n_members, factor.layout.n_columns, steps.job.committee
-    nbytes = 8 * n * width
-    if committee is None or committee.subsample is None:
-        hours = n * width**2 / FLOPS / 3600
-        return [StageEstimate("committee", 1, 6, nbytes, factor.draw_nbytes, hours)]
-    flops, stages = width**3 / 3, []
-    if factor.form == "rows":
-        flops = 6 * factor.n_rows**2 * width
-    else:
-        one, part = _folds(steps, factor, factor.n_rows), committee.subsample.fraction
-        stages.append(
-            StageEstimate(
-                "folds of the committee",
-                n * one.n_tasks,
-                2 * n * one.n_tasks + 4,
-                n * one.nbytes,
-                one.task_nbytes,
-                n * part * one.core_hours,
-            )
-        )
-    hours = n * flops / FLOPS / 3600
-    peak = factor.factorize_nbytes
-    stages.append(StageEstimate("committee", n, 2 * n + 4, nbytes, peak, hours))
-    return stages
-
-
 def _rigidity(
     steps: Pipeline,
     calculator: Descriptor,
@@ -364,7 +177,7 @@ def _rigidity(
     seconds: float,
 ) -> StageEstimate:
     size, layout = _size_of(sizes, name), factor.layout
-    block, task, n_tasks = _blocks(steps, calculator, size)
+    block, task, n_tasks = blocks_of(steps, calculator, size)
     flops = size.n_environments * max(layout.widths) ** 2
     flops += size.n_structures * layout.n_columns**2
     own = isinstance(steps.job.test[name], SetSpec)
@@ -391,31 +204,3 @@ def check_lifetime(steps: Pipeline, size: Size) -> None:
             f"{size.lifetime} s: it would never end. Give the jobs a longer `walltime`, or lower "
             f"numerics.task_environments."
         )
-
-
-class _Missing(Exception):
-    """A stage has something to do."""
-
-
-class _Idle:
-    """An executor that does nothing, and says so."""
-
-    def run(
-        self, folder: StageFolder, tasks: Sequence[int], nbytes: int, note: Note = print
-    ) -> Iterator[Receipt]:
-        raise _Missing
-
-    def require(self, nbytes: int) -> None:
-        """Nothing will run."""
-
-    def close(self) -> None:
-        """Nothing was started."""
-
-
-def reused(steps: Pipeline) -> list[str]:
-    """Stages of the job that are finished already, up to the first that is not."""
-    workspace = Workspace(steps.workspace.output, _Idle())
-    with suppress(_Missing):
-        Pipeline(steps.job, workspace, steps.kernel).result()
-        return list(workspace.used)
-    return list(workspace.used)[:-1]

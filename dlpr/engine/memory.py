@@ -5,7 +5,7 @@ Constants are measured upper bounds (Linux, Python 3.11 to 3.13, NumPy 2, featom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +14,16 @@ from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
 from dlpr.core.models import FeatureMap
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
-from dlpr.engine.factor_size import MIB, FactorSize, takes_basis
+from dlpr.descriptors.soap import BATCH as GRADIENT_CENTRES
+from dlpr.engine.factor_size import MIB, FactorSize
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
-from dlpr.stages.features import ROWS_NBYTES, open_descriptor, task_edges
-from dlpr.stages.fold import tiling_of
-from dlpr.stages.model import open_map, open_model
+from dlpr.stages.features import ROWS_NBYTES
+from dlpr.stages.forces import SOLVE_ROWS as FORCE_ROWS
 from dlpr.stages.references import CACHED_BLOCKS as REFERENCE_BLOCKS
 from dlpr.stages.result import CHUNK_ROWS
-from dlpr.stages.sources import kinds_of, sources_of
-from dlpr.stages.structures import open_structures
+from dlpr.stages.scan import BATCH as SCAN_BATCH
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
@@ -41,7 +40,9 @@ DENSITY = 0.2
 """Atoms per Å³ that are reckoned with where frames are thinner: diamond has 0.18."""
 RAGGED = 1.6
 """Atoms around a block of a large frame, over those around a cube of as many centres."""
-RESULT_NBYTES = 160
+DECOMPOSED_COPIES = 8
+"""Matrices of all columns that a decomposition holds at once."""
+RESULT_NBYTES = 256
 """Result stage, per environment of a chunk, or of the largest frame stored by space."""
 
 
@@ -181,6 +182,51 @@ def rigidity_nbytes(
     return size.nbytes + size.members_nbytes + computed + rows + solved + structures
 
 
+def decomposition_nbytes(n_columns: int, n_rows: int | None = None) -> int:
+    """A fold put together and decomposed; or so few rows, if they are not folded."""
+    if n_rows is not None:
+        return DECOMPOSED_COPIES * 8 * n_columns * n_rows + ROWS_NBYTES + 64 * MIB
+    return DECOMPOSED_COPIES * 8 * (n_columns + 1) ** 2 + 64 * MIB
+
+
+def scan_nbytes(
+    calculator: Descriptor, mapping: MapSize, crowd: Crowd, n_columns: int, rank: int, n_mu: int
+) -> int:
+    """A basis as it lies and as it is taken to pieces, weights, rows, and features of a batch."""
+    held = 8 * n_columns * (2 * rank + 3 * n_mu)
+    rows = 3 * max(ROWS_NBYTES, PART_NBYTES) + 6 * 8 * SCAN_BATCH * mapping.n_columns
+    mapped = mapping.nbytes(calculator.n_features, SCAN_BATCH)
+    n_atoms = crowd.largest_frame
+    if np.isfinite(calculator.cutoff):
+        n_atoms = min(n_atoms, SORTED_FRAME_ATOMS)
+    frames = 64 * SCAN_BATCH * n_atoms
+    return held + rows + mapped + frames + block_nbytes(calculator, SCAN_BATCH, crowd)
+
+
+def forces_nbytes(
+    calculator: Descriptor,
+    size: FactorSize,
+    mapping: MapSize,
+    raw_widths: Sequence[int],
+    crowd: Crowd,
+) -> int:
+    """The factor, gradients of a batch, rows of the atoms of a task, and some that are solved."""
+    assert isinstance(calculator, Soap)
+    density, cutoff = max(crowd.density, DENSITY), calculator.cutoff
+    n_atoms = n_around = min(crowd.largest_frame, SORTED_FRAME_ATOMS)
+    if crowd.largest_frame > SORTED_FRAME_ATOMS:
+        n_around = int(RAGGED * density * ((n_atoms / density) ** (1 / 3) + 4 * cutoff) ** 3)
+    n_neighbours = density * 4 / 3 * np.pi * cutoff**3
+    one = derivative_nbytes(
+        calculator, n_atoms, n_neighbours, raw_widths, forces=True, stress=False
+    )
+    around = calculator.compute_nbytes(GRADIENT_CENTRES, n_around, density)
+    strips = 3 * STRIP_NBYTES + mapping.nbytes(calculator.n_features, 0)
+    solved = 8 * FORCE_ROWS * (4 * sum(raw_widths) + 5 * mapping.n_columns)
+    joined = 2 * 8 * 3 * min(n_atoms, 3 * FORCE_ROWS) * sum(raw_widths)
+    return size.nbytes + one + around + strips + solved + joined
+
+
 def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> int:
     """Arrays of some chunks, or of a frame that is put back in source order, and the factor."""
     rows = 2 * min(ROWS_NBYTES, 8 * size.layout.n_columns * n_structures)
@@ -192,20 +238,6 @@ def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> in
     )
 
 
-def task_nbytes(folder: StageFolder) -> int:
-    """What one task of a stage adds to its process at most, in bytes."""
-    return _TASK[folder.stage](folder)
-
-
-def _ingest(folder: StageFolder) -> int:
-    index = folder.input("index")
-    largest = 0
-    for number in range(index.n_tasks):
-        part = index.read_part(number, ("n_atoms", "selected"))
-        largest = max(largest, int(part["n_atoms"][part["selected"]].max(initial=0)))
-    return ingest_nbytes(largest)
-
-
 def crowd_of(structures: StageFolder) -> Crowd:
     """How crowded the frames of a finished set are."""
     facts = [receipt.facts for receipt in structures.receipts()]
@@ -215,134 +247,3 @@ def crowd_of(structures: StageFolder) -> Crowd:
         sum(f["n_structures"] for f in facts),
         max(f["volume"] for f in facts),
     )
-
-
-def _features(folder: StageFolder) -> int:
-    settings, crowd = folder.settings, crowd_of(folder.input("structures"))
-    calculator = open_descriptor(settings["descriptor"])
-    return block_nbytes(calculator, settings["block_environments"], crowd)
-
-
-def _rows(folder: StageFolder) -> int:
-    features = folder.settings["features"]
-    edges = task_edges(folder.input("structures"), features)
-    offset = open_structures(folder.input("structures")).structure_offset
-    first = np.searchsorted(offset, edges[:-1], side="right")
-    last = np.searchsorted(offset, edges[1:], side="left")
-    calculator = open_descriptor(features["descriptor"])
-    n_rows = int((last - first).max()) + 1
-    crowd = crowd_of(folder.input("structures"))
-    size = MapSize.of(open_map(folder))
-    return rows_nbytes(calculator, size, features["block_environments"], crowd, n_rows)
-
-
-def _references(folder: StageFolder) -> int:
-    settings, structures = folder.settings, folder.input("structures")
-    features, spec = settings["features"], settings["kernel"]["references"]
-    n = open_structures(structures).n_environments
-    calculator = open_descriptor(features["descriptor"])
-    count = len(spec["indices"]) if spec["indices"] is not None else spec["count"] or n
-    counts = list(count.values()) if isinstance(count, dict) else [count] * len(calculator.species)
-    return references_nbytes(
-        calculator,
-        features["block_environments"],
-        features["task_environments"],
-        crowd_of(structures),
-        n,
-        [min(n, own) for own in counts],
-    )
-
-
-def _derivatives(folder: StageFolder) -> int:
-    settings, crowd = folder.settings, crowd_of(folder.input("structures"))
-    calculator, mapping = open_descriptor(settings["features"]["descriptor"]), open_map(folder)
-    assert isinstance(calculator, Soap)
-    density = max(crowd.density, DENSITY)
-    kinds = {kind: kind in settings["kinds"] for kind in ("forces", "stress")}
-    widths = mapping.raw_widths
-    n_atoms = crowd.largest_frame
-    one = derivative_nbytes(
-        calculator, n_atoms, density * 4 / 3 * np.pi * calculator.cutoff**3, widths, **kinds
-    )
-    rows = 8 * (3 * n_atoms + 6) * (sum(mapping.raw_widths) + 2 * sum(mapping.widths))
-    strips = 3 * STRIP_NBYTES if mapping.is_sparse else 0
-    return (
-        one + rows + strips + 3 * PART_NBYTES + MapSize.of(mapping).nbytes(calculator.n_features, 0)
-    )
-
-
-def _fold(folder: StageFolder) -> int:
-    settings = folder.settings
-    model = open_model(folder.input("rows"), settings["model"])
-    width = max(tiling_of(model, settings).widths)
-    return fold_nbytes(model.folded.n_columns + 1, width, settings["numerics"]["fold_block_rows"])
-
-
-def _factor_size(factor: StageFolder, committee: StageFolder | None = None) -> FactorSize:
-    """Of a planned "fit", "factor" or "cholesky", and of a committee that uses it."""
-    form = "tiles" if factor.stage == "cholesky" else "whole"
-    if factor.settings["solver"] == "dual":
-        form = "rows"
-    sources = sources_of(factor.inputs(), kinds_of(factor.settings["loss"]))
-    n_rows = sum(source.n_rows for source in sources.values())
-    tile_columns = factor.settings.get("tile_columns", 0)
-    model = open_model(factor.input("rows"), factor.settings["model"])
-    n_components = len(model.map.components)
-    basis = takes_basis(factor.settings["solver"], factor.settings["model"]["regularizer"])
-    n_members = 0
-    if committee is not None:
-        ((_, spec),) = committee.settings["committee"].items()
-        n_members = spec["members"]
-    return FactorSize(form, model.folded, n_rows, tile_columns, n_components, basis, n_members)
-
-
-def _factorize(folder: StageFolder) -> int:
-    return _factor_size(folder).factorize_nbytes
-
-
-def _committee(folder: StageFolder) -> int:
-    size = _factor_size(folder.input("factor"), folder)
-    drawn = "posterior" in folder.settings["committee"]
-    return size.draw_nbytes if drawn else size.factorize_nbytes
-
-
-def _of_rigidity(folder: StageFolder) -> FactorSize:
-    """Size of what a "rigidity" uses."""
-    committee = folder.input("committee") if "committee" in folder.plan["inputs"] else None
-    return _factor_size(folder.input("factor"), committee)
-
-
-def _rigidity(folder: StageFolder) -> int:
-    features = folder.settings["features"]
-    calculator = open_descriptor(features["descriptor"])
-    crowd = crowd_of(folder.input("structures"))
-    size = _of_rigidity(folder)
-    block, task = features["block_environments"], features["task_environments"]
-    mapping = MapSize.of(open_map(folder.input("factor").input("rows")))
-    return rigidity_nbytes(calculator, size, mapping, block, task, crowd)
-
-
-def _result(folder: StageFolder) -> int:
-    sets = [folder.input(name) for name in folder.settings["sets"]]
-    crowds = [crowd_of(one.input("structures")) for one in sets]
-    largest = max(crowd.largest_frame for crowd in crowds)
-    n_structures = max(crowd.n_structures for crowd in crowds)
-    return result_nbytes(_of_rigidity(sets[0]), largest, n_structures)
-
-
-_TASK: dict[str, Callable[[StageFolder], int]] = {
-    "index": lambda folder: INDEX_NBYTES,
-    "structures": _ingest,
-    "features": _features,
-    "references": _references,
-    "rows": _rows,
-    "derivatives": _derivatives,
-    "hessian": _fold,
-    "triangle": _fold,
-    "fit": _factorize,
-    "factor": _factorize,
-    "cholesky": _factorize,
-    "committee": _committee,
-    "rigidity": _rigidity,
-    "result": _result,
-}

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
-from dlpr.engine import memory
+from dlpr.engine import choice, factorization
 from dlpr.engine.blocks import default_block, default_task
-from dlpr.engine.check import check_columns, check_committee, check_training_set
-from dlpr.engine.factor_size import FactorSize, takes_basis
+from dlpr.engine.check import check_columns, check_training_set
 from dlpr.engine.refit import converged_fit
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError, JobError, NumericsError
+from dlpr.errors import CorruptPartError, JobError
 from dlpr.job import Job, Keys, SetSpec
 from dlpr.job.loss import Loss
-from dlpr.stages import cholesky as cholesky_stage
-from dlpr.stages import committee as committee_stage
 from dlpr.stages import derivatives as derivatives_stage
-from dlpr.stages import factor as factor_stage
 from dlpr.stages import features as features_stage
 from dlpr.stages import fold as fold_stage
+from dlpr.stages import forces as forces_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages import references as references_stage
 from dlpr.stages import result as result_stage
 from dlpr.stages import rigidity as rigidity_stage
 from dlpr.stages import rows as rows_stage
 from dlpr.stages.derivatives import LABEL
-from dlpr.stages.features import open_descriptor
-from dlpr.stages.model import open_map, open_model
+from dlpr.stages.model import open_model
 from dlpr.stages.reweight import shapes_of
 from dlpr.stages.sources import most_rows
 from dlpr.stages.structures import open_structures
@@ -262,53 +257,17 @@ class Pipeline:
 
     def factor(self) -> StageFolder:
         """The factored Hessian, by the job's solver or by the one that is accurate enough."""
-        solver, model = self.job.solver, self.model()
-        work, loss = self.workspace.work, self.loss().model_dump(mode="json")
-
-        def settings(solver: str) -> Json:
-            return {"model": model, "loss": loss, "solver": solver, "numerics": self.numerics()}
-
-        def by(of: StageFolder | None, solver: str) -> StageFolder:
-            plan = factor_stage.plan(work, of, {**self.targets(), **self.fit()}, settings(solver))
-            return self.workspace.finish(f"factor of the {of.stage if of else 'rows'}", plan)
-
-        def by_tiles() -> StageFolder:
-            fold = self.fold("hessian")
-            plan = cholesky_stage.plan(work, fold, self.targets(), settings(solver))
-            return self.workspace.finish("factor of the tiles", plan)
-
-        def make() -> StageFolder:
-            form = self.form()
-            check_committee(self.job, form, self.n_columns())
-            self._require_memory(form)
-            if form == "rows":
-                return by(None, "dual")
-            if solver != "qr" and (solver != "auto" or model["regularizer"] > 0.0):
-                with suppress(NumericsError) if solver == "auto" else nullcontext():
-                    found = by_tiles() if form == "tiles" else by(self.fold("hessian"), solver)
-                    if not factor_stage.factor_facts(found)["refused"]:
-                        return found
-                self._require_memory("whole")
-            return by(self.fold("triangle"), "auto" if solver == "auto" else "qr")
-
-        return self._once("factor", solver, make)
+        return self._once("factor", self.job.solver, lambda: factorization.chosen_factor(self))
 
     def committee(self) -> StageFolder | None:
         """The weights of the committee's members, if the job has one."""
-        spec = self.job.committee
-        if spec is None:
+        if self.job.committee is None:
             return None
-        committee, factor = spec.model_dump(mode="json"), self.factor()
+        return self._once("committee", "train", lambda: factorization.members(self))
 
-        def make() -> StageFolder:
-            fold = None
-            if spec.subsample is not None and "fold" in factor.plan["inputs"]:
-                fold = self.fold(factor.input("fold").stage, committee["subsample"])
-            work, numerics = self.workspace.work, self.numerics()
-            plan = committee_stage.plan(work, factor, committee, fold, numerics)
-            return self.workspace.finish("committee", plan)
-
-        return self._once("committee", "train", make)
+    def scan(self) -> StageFolder:
+        """The regularizers that are tried where the job leaves the choice to the run."""
+        return self._once("scan", "train", lambda: choice.chosen_scan(self))
 
     def model(self) -> Json:
         """The job's model: its kind, and what the job says of it."""
@@ -327,12 +286,12 @@ class Pipeline:
 
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
-        regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
+        least, tile_columns = self.job.model.spec.least_regularizer, self.job.numerics.tile_columns
         if self.job.loss.is_reweighted:
             check_columns(self.n_columns(), tile_columns)
             return "whole"
         form = fold_stage.form_of(
-            self.job.solver, regularizer, self.n_rows(), self.n_columns(), tile_columns
+            self.job.solver, least, self.n_rows(), self.n_columns(), tile_columns
         )
         if form == "rows" and self.n_rows() > self.n_columns():
             raise JobError(
@@ -346,30 +305,6 @@ class Pipeline:
         store = open_structures(self.ingest("train"))
         return most_rows(self.kinds(), store.n_structures, store.n_environments)
 
-    def _require_memory(self, form: str) -> None:
-        """Refuse, before anything is computed, what no worker could hold at the end."""
-        features, numerics = self.feature_settings("train"), self.job.numerics
-        calculator = open_descriptor(features["descriptor"])
-        layout = self.layout()
-        feature_map = open_map(self.planned_rows())
-        n_rows, n_components = self.n_rows(), len(feature_map.components)
-        basis = takes_basis(self.job.solver, self.model()["regularizer"])
-        n_members = self.job.committee.spec.members if self.job.committee else 0
-        size = FactorSize(
-            form, layout, n_rows, numerics.tile_columns, n_components, basis, n_members
-        )
-        mapping = memory.MapSize.of(feature_map)
-        needs = [size.factorize_nbytes]
-        if form != "rows":
-            width = numerics.tile_columns if form == "tiles" else layout.n_columns
-            needs.append(memory.fold_nbytes(layout.n_columns, width, numerics.fold_block_rows))
-        for name in self.set_names():
-            crowd = memory.crowd_of(self.ingest(name))
-            block, task = features["block_environments"], features["task_environments"]
-            needs.append(memory.rigidity_nbytes(calculator, size, mapping, block, task, crowd))
-            needs.append(memory.result_nbytes(size, crowd.largest_frame, crowd.n_structures))
-        self.workspace.executor.require(max(needs))
-
     def rigidity(self, name: str) -> StageFolder:
         """The rigidities of one set, in stored order."""
         structures, factor, committee = self.ingest(name), self.factor(), self.committee()
@@ -381,6 +316,13 @@ class Pipeline:
         )
         return self.workspace.finish(f"rigidity of {name}", plan)
 
+    def forces(self, name: str) -> StageFolder:
+        """The rigidities of the forces of one set, in stored order."""
+        structures, factor = self.ingest(name), self.factor()
+        settings, numerics = self.feature_settings(name), self.numerics()
+        plan = forces_stage.plan(self.workspace.work, structures, factor, settings, numerics)
+        return self.workspace.finish(f"forces of {name}", plan)
+
     def result(self) -> StageFolder:
         """The result of every test set, published under the output folder.
 
@@ -389,8 +331,10 @@ class Pipeline:
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
         sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
-        attributes = {"job": self.job.settings(), "versions": versions()}
-        plan = result_stage.plan(self.workspace.work, sets, attributes)
+        with_forces = sets if self.job.test_forces else ()
+        forces = {name: self.forces(name) for name in with_forces}
+        attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
+        plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         result_stage.check(folder)
         result_stage.publish(folder, self.workspace.output)

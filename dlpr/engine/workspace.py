@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dlpr.engine.events import Event, EventLog, Listener, log_event, tell_all
 from dlpr.engine.executors import Executor
-from dlpr.engine.memory import task_nbytes
+from dlpr.engine.promise import task_nbytes
 from dlpr.errors import CorruptPartError, OwnerError, StoreError
 from dlpr.store.files import explained, read_json, write_json
 from dlpr.store.folder import StageFolder, describe

@@ -80,7 +80,8 @@ def export(
     Notes
     -----
     Extended xyz has the columns ``lpr`` and ``prior_ratio`` (`inf` where the rigidity is infinite)
-    with all digits, and ``committee_variance`` and ``forces`` where there are; in its comment
+    with all digits, and ``committee_variance`` and ``forces`` where there are; of a run with
+    ``test_forces``, ``pr_forces`` and ``predicted_forces``, three columns each; in its comment
     ``structure_pr``, ``group``, ``source_file``, ``source_frame``, and ``energy``, ``stress`` and
     ``structure_committee_variance`` where there are. It is written structure by structure.
     """

@@ -20,6 +20,8 @@ from dlpr.store.folder import StageFolder
 
 PICTURE_CUTOFF = 3.5
 """Å of the environments that are drawn where no descriptor says how large they are."""
+FORCES = {"environment_pr_forces": "pr_forces", "environment_forces": "predicted_forces"}
+"""Names of what a result has of forces, where it has any."""
 CHEMISCOPE_ATOMS = 100_000
 """Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
 
@@ -55,6 +57,8 @@ class SetStructures:
             for array in (COMMITTEE, STRUCTURE_COMMITTEE)
             if array in group
         ]
+        names = [key for key in FORCES if key in group]
+        self._forces = {FORCES[key]: self._column(group, key) for key in names}
         self._source_file, self._source_files = self._store.sources()
         # a part without any force has no array of forces
         receipts = self._store.folder.receipts()
@@ -119,6 +123,8 @@ class SetStructures:
             atoms.set_array("committee_variance", of_atoms.read(start, stop))
             variance = float(of_structure.read(index, index + 1)[0])
             atoms.info["structure_committee_variance"] = variance
+        for name, rows in self._forces.items():
+            atoms.set_array(name, rows.read(start, stop))
         if self._has_forces[index]:
             forces = store.read("force", start, stop)[stored]
             if np.isfinite(forces).all():
@@ -142,10 +148,10 @@ class _Rows:
     ) -> None:
         self._array, self._damaged = array, damaged
         self._size = array.chunks[0]
-        self._chunk, self._held = -1, np.empty(0)
+        self._chunk, self._held = -1, np.empty((0, *array.shape[1:]))
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = [np.empty(0)]
+        found = [np.empty((0, *self._array.shape[1:]))]
         while start < stop:
             chunk, row = divmod(start, self._size)
             if chunk != self._chunk:

@@ -190,6 +190,7 @@ class Job(Section):
     )
     store_train_features: bool = True
     store_test_features: bool = False
+    test_forces: bool = False
     storage: Storage = Storage()
     cluster: Cluster = Field(
         default_factory=lambda: Cluster(local=Local()), description="a mapping with one of: local"
@@ -221,6 +222,30 @@ class Job(Section):
             raise ValueError(
                 f"loss.{name} is a loss of energies with rows: {preset.rows} (see README), and "
                 f"model.{self.model.kind}.rows is {model.rows}; needs {preset.rows}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _validation_set(self) -> Job:
+        scan = self.model.spec.scan
+        if scan and self.loss.is_reweighted:
+            raise ValueError(
+                f"model.{self.model.kind}.regularizer: a scan fits squared residuals, and loss has "
+                f"another shape for {' and '.join(self.loss.reweighted)}; needs a number, or the "
+                f"squared loss"
+            )
+        found = self.test.get(scan.on) if scan else None
+        if scan and (not isinstance(found, SetSpec) or found == self.train):
+            known = [
+                name
+                for name, spec in self.test.items()
+                if isinstance(spec, SetSpec) and spec != self.train
+            ]
+            trained = "the training set, whose errors always want the smallest regularizer"
+            what = trained if scan.on == "train" or found else "no set of this job"
+            raise ValueError(
+                f"model.{self.model.kind}.regularizer.on: {scan.on!r} is {what}; needs a test set "
+                f"that takes no part in the fit. This job has: {', '.join(known) or 'none'}"
             )
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -17,6 +19,7 @@ from dlpr.job.sections import (
     Positive,
     Section,
     Symbol,
+    Text,
 )
 
 
@@ -26,6 +29,44 @@ class Nothing(Section):
 
 def _none_as_choice(value: object) -> object:
     return {"none": {}} if value in (None, "none") else value
+
+
+class RegularizerScan(Section):
+    """A regularizer that the run picks: the one with the least error of a test set."""
+
+    scan: tuple[Positive, Positive] = Field(
+        description="two numbers > 0, the smaller one first, such as [1.0e-10, 1.0e-2]"
+    )
+    on: Text = Field(description="the name of a test set that has labels and is not trained on")
+    points: Annotated[Count | None, Field(ge=2)] = Field(
+        default=None, description="a whole number >= 2, or nothing: three for a factor of 10"
+    )
+
+    @pydantic.field_validator("scan")
+    @classmethod
+    def _ascend(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not ends[0] < ends[1]:
+            raise ValueError(f"found {list(ends)}; needs two numbers > 0, the smaller one first")
+        return ends
+
+    @property
+    def regularizers(self) -> list[float]:
+        """Evenly in the logarithm, of six digits each, so that a job can name the one picked."""
+        low, high = map(math.log10, self.scan)
+        n = self.points or max(2, round(3 * (high - low)) + 1)
+        inner = (10 ** (low + (high - low) * k / (n - 1)) for k in range(1, n - 1))
+        return [self.scan[0], *(float(f"{one:.6g}") for one in inner), self.scan[1]]
+
+
+def _tag_regularizer(value: object) -> str:
+    return "<scan>" if isinstance(value, Mapping | RegularizerScan) else "<number>"
+
+
+Regularizer = Annotated[
+    Annotated[Number, pydantic.Tag("<number>")]
+    | Annotated[RegularizerScan, pydantic.Tag("<scan>")],
+    pydantic.Discriminator(_tag_regularizer),
+]
 
 
 class Composition(Section):
@@ -50,12 +91,25 @@ BaselineOrWord = Annotated[Baseline, BeforeValidator(_none_as_choice)]
 class _Weights(Section):
     """What every feature map leaves to the job."""
 
-    regularizer: Number = Field(description="a number >= 0, such as 1.0e-8")
+    regularizer: Regularizer = Field(
+        description="a number >= 0, such as 1.0e-8, or {scan: [1.0e-10, 1.0e-2], on: a test set}"
+    )
     rows: Literal["mean", "sum", "sqrt"] = "mean"
     baseline: BaselineOrWord = Field(
         default_factory=lambda: Baseline(none=Nothing()),
         description="none, or a mapping with one of: isolated, composition",
     )
+
+    @property
+    def scan(self) -> RegularizerScan | None:
+        """How the run is to pick the regularizer; None: the job gives it."""
+        return self.regularizer if isinstance(self.regularizer, RegularizerScan) else None
+
+    @property
+    def least_regularizer(self) -> float:
+        """The job's own, or the smallest that the run may pick."""
+        given = self.regularizer
+        return given.scan[0] if isinstance(given, RegularizerScan) else given
 
     def mapping(self) -> dict[str, Any]:
         """What decides the feature map, as JSON."""

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from dlpr.errors import JobError
 
-_MARKS = frozenset({"<set>", "<word>", "[key]"})  # parts of pydantic's places that no file has
+_MARKS = frozenset({"<set>", "<word>", "<scan>", "<number>", "[key]"})
+"""Parts of pydantic's places that no file has."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -247,13 +247,14 @@ def open_derivatives(folder: StageFolder, kind: str, off_diagonals: str) -> Deri
     Raises
     ------
     InputError
-        If no training structure has such labels.
+        If no structure of the set has such labels.
     """
     store = _open(str(folder.path), folder.output_digest(), kind, off_diagonals)
     if not store.n_rows:
         raise InputError(
-            f"the loss has {kind}, but no structure of the training set has any that can be used: "
-            f"a stress or virial needs a cell that is periodic in three directions, and a weight "
-            f"of 0 makes no rows. Remove loss.{kind} from the job file."
+            f"the loss has {kind}, but no structure of the training set, or of the set on which a "
+            f"regularizer is picked, has any that can be used: a stress or virial needs a cell "
+            f"that is periodic in three directions, and a weight of 0 makes no rows. Remove "
+            f"loss.{kind} from the job file."
         )
     return store

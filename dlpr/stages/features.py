@@ -193,6 +193,11 @@ class FeatureSource:
             folder = _store_of(str(structures.path), digest, canonical_json(features))
             self._store = StageFolder(folder) if (folder / "plan.json").exists() else None
 
+    @classmethod
+    def of_rows(cls, rows: StageFolder) -> FeatureSource:
+        """The features that rows are made of."""
+        return cls(rows.input("structures"), rows.settings["features"])
+
     def blocks(self, task: int) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
         """Blocks ``(a, b, features)`` of a task's environments; features (b - a, n_features).
 
@@ -209,10 +214,18 @@ class FeatureSource:
             if stored:
                 yield start, stop, self._read(task, (start - first) // size, last - first)
             else:
-                yield start, stop, self._compute(start, stop)
+                yield start, stop, self._compute((start, stop))
 
-    def _compute(self, start: int, stop: int) -> NDArray[np.float64]:
-        pieces = self.structures.pieces(start, stop, self.descriptor.cutoff)
+    def some(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Features and central species of a few environments (n,), given in ascending order."""
+        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1)
+        ends = [(int(run[0]), int(run[-1]) + 1) for run in runs]
+        species = np.concatenate([self.environment_species(a, b) for a, b in ends])
+        return self._compute(*ends), species
+
+    def _compute(self, *ends: tuple[int, int]) -> NDArray[np.float64]:
+        cutoff = self.descriptor.cutoff
+        pieces = [piece for a, b in ends for piece in self.structures.pieces(a, b, cutoff)]
         features = self.descriptor.compute(pieces)
         if self._features["dtype"] != "float64":
             features = features.astype(self._features["dtype"]).astype(np.float64)

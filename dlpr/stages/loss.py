@@ -49,12 +49,24 @@ def regularizer_of(rows: StageFolder, model: Json) -> Json:
     InputError
         If the features have no scale.
     """
-    scale_square = open_rows(rows).mean_square if model["scale"] == "rms" else 1.0
-    if scale_square == 0.0:
-        raise InputError("all features of the training set are 0: they have no scale")
+    scale_square = scale_square_of(rows, model)
     mu, composition = model["regularizer"] * scale_square, model["baseline"].get("composition")
     constant = np.sqrt(mu / composition["regularizer"]) if composition else 0.0
     return {"scale_square": scale_square, "mu": mu, "constant": float(constant)}
+
+
+def scale_square_of(rows: StageFolder, model: Json) -> float:
+    """The square of the features' scale: mu is the regularizer times this.
+
+    Raises
+    ------
+    InputError
+        If the features have no scale.
+    """
+    found = open_rows(rows).mean_square if model["scale"] == "rms" else 1.0
+    if found == 0.0:
+        raise InputError("all features of the training set are 0: they have no scale")
+    return float(found)
 
 
 def isolated_energies(folder: StageFolder) -> NDArray[np.float64]:

@@ -37,6 +37,8 @@ def task_words(folder: StageFolder, task: int) -> str:
     edges = task_edges(structures, features)
     if folder.stage == "derivatives":
         edges = store.structure_offset[np.array(folder.settings["edges"])]
+    if folder.stage == "forces":
+        edges = np.array(folder.settings["edges"])
     start, stop = edges[task : task + 2].tolist()
     first, last = (int(store.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
     source, names = store.sources()

@@ -20,6 +20,8 @@ from dlpr.stages.agreement import ALL, agreements
 from dlpr.stages.committee import OF_VARIANCE, describe_committee
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.features import task_edges
+from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
+from dlpr.stages.forces import ForceRows
 from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, arrays_of, finish_structures
 from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
 from dlpr.store.arrays import (
@@ -46,19 +48,32 @@ CHUNK_ROWS = 1 << 18
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
-def plan(work: Path, sets: Mapping[str, StageFolder], attributes: Json) -> StageFolder:
+def forces_of(name: str) -> str:
+    """The input of a result that has the forces of a set; no set has such a name."""
+    return f"forces of {name}"
+
+
+def plan(
+    work: Path,
+    sets: Mapping[str, StageFolder],
+    forces: Mapping[str, StageFolder],
+    attributes: Json,
+) -> StageFolder:
     """One task per set.
 
     Parameters
     ----------
     sets : mapping of str to StageFolder
         Finished "rigidity" stages by the name of their set.
+    forces : mapping of str to StageFolder
+        Finished "forces" stages of sets that are to have them.
     attributes : dict
         The job as resolved, versions, conventions: kept with the result.
     """
     numerics = next(iter(sets.values())).settings["numerics"]  # structures cut between tasks
     settings = {"sets": list(sets), "attributes": attributes, "numerics": numerics}
-    folder = StageFolder.create(work, "result", settings, sets, len(sets))
+    inputs = {**sets, **{forces_of(name): stage for name, stage in forces.items()}}
+    folder = StageFolder.create(work, "result", settings, inputs, len(sets))
     root = folder.path / STORE
     partial = partial_path(root)
     with explained(root):
@@ -76,10 +91,12 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     name = folder.settings["sets"][task]
     rigidity = folder.input(name)
     structures = open_structures(rigidity.input("structures"))
+    of_forces = folder.inputs().get(forces_of(name))
+    forces = None if of_forces is None else ForceRows(of_forces)
     target = folder.path / STORE / name
     with atomic_folder(target) as partial:
         group = create_group(partial, _attributes(folder, rigidity))
-        _write_environments(group, partial, rigidity, structures)
+        _write_environments(group, partial, rigidity, structures, forces)
         _write_structures(group, partial, rigidity, structures)
         summary_rows = _summary(group, structures)
         if "committee" in rigidity.plan["inputs"]:
@@ -108,13 +125,22 @@ def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
 
 
 def _write_environments(
-    group: zarr.Group, path: Path, rigidity: StageFolder, structures: StructureStore
+    group: zarr.Group,
+    path: Path,
+    rigidity: StageFolder,
+    structures: StructureStore,
+    forces: ForceRows | None,
 ) -> None:
     n = structures.n_environments
     out = {
         name: create_array(group, name, (n,), dtype, ("environment",), CHUNK_ROWS)
         for name, dtype in arrays_of(rigidity).items()
     }
+    for name in forces.names if forces else ():
+        dimensions = ("environment", "direction")
+        out[name] = create_array(
+            group, name, (n, 3), np.float64, dimensions, CHUNK_ROWS, FORCE_ATTRIBUTES[name]
+        )
     masks = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE]
     out["environment_unseen"].attrs["flag_masks"] = masks
     meanings = "central_species neighbour_species unlike_references"
@@ -125,7 +151,7 @@ def _write_environments(
         group, "environment_species", (n,), np.uint8, ("environment",), CHUNK_ROWS
     )
     start = 0
-    for block in _rechunk(_source_order(rigidity, structures), CHUNK_ROWS):
+    for block in _rechunk(_source_order(rigidity, structures, forces), CHUNK_ROWS):
         for name, array in out.items():
             write_rows(array, start, block[name], path)
         write_rows(species, start, block["species"], path)
@@ -135,21 +161,27 @@ def _write_environments(
 Block = dict[str, NDArray[Any]]
 
 
-def _stored_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[tuple[int, Block]]:
+def _stored_order(
+    rigidity: StageFolder, structures: StructureStore, forces: ForceRows | None
+) -> Iterator[tuple[int, Block]]:
     edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
     for task, (start, stop) in enumerate(pairwise(edges.tolist())):
         part: Block = rigidity.read_part(task, tuple(arrays_of(rigidity)))
+        if forces:
+            part |= forces.read(start, stop)
         part["species"] = structures.read("species", start, stop)
         part["source_atom"] = structures.read("source_atom", start, stop)
         yield start, part
 
 
-def _source_order(rigidity: StageFolder, structures: StructureStore) -> Iterator[Block]:
+def _source_order(
+    rigidity: StageFolder, structures: StructureStore, forces: ForceRows | None
+) -> Iterator[Block]:
     """Blocks in source order: a frame that is stored by spatial bins is put back whole."""
     offset = structures.structure_offset
     by_space = np.any(structures.over_structures("bin_shape"), axis=1)
     held: list[Block] = []
-    for start, part in _stored_order(rigidity, structures):
+    for start, part in _stored_order(rigidity, structures, forces):
         stop = start + len(part["species"])
         while start < stop:
             index = int(np.searchsorted(offset, start, side="right")) - 1

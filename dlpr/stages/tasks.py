@@ -25,10 +25,13 @@ STAGES = {
     "derivatives": "dlpr.stages.derivatives",
     "hessian": "dlpr.stages.fold",
     "triangle": "dlpr.stages.fold",
+    "decomposition": "dlpr.stages.decomposition",
+    "scan": "dlpr.stages.scan",
     "fit": "dlpr.stages.fit",
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
     "committee": "dlpr.stages.committee",
+    "forces": "dlpr.stages.forces",
     "rigidity": "dlpr.stages.rigidity",
     "result": "dlpr.stages.result",
 }

@@ -185,7 +185,8 @@ def test_rows_do_not_depend_on_the_memory_allowed(limits, monkeypatch):
     whole = rows()
     monkeypatch.setattr(gradient_batches, "GRADIENT_NBYTES", limits[0])
     monkeypatch.setattr(gradients, "STRIP_NBYTES", limits[1])
-    batches = list(gradient_batches.gradient_batches(SOAP, piece, forces=True, stress=True))
+    cuts = gradient_batches.gradient_batches(SOAP, piece, np.arange(9), forces=True, stress=True)
+    batches = list(cuts)
     assert 1 < len(batches) <= 9
     assert (len(batches) == 9) == (limits[0] == 1)
     cut = rows()
@@ -223,6 +224,36 @@ def test_species_that_are_absent_have_rows_of_zeros():
     close(rows.stress[:, own], alone.stress, 1e-12)
     assert not rows.forces[:, ~own].any()
     assert not rows.stress[:, ~own].any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forces_on_some_atoms_are_those_of_all(case):
+    piece = CASES[case](SPECIES)
+    whole = derivative_rows(SOAP, piece, Waves(SOAP), forces=True, stress=False).forces
+    some = np.array([3, 0])
+    found = derivative_rows(
+        SOAP, replace(piece, centre=some), Waves(SOAP), forces=True, stress=False
+    )
+    close(found.forces.reshape(2, 3, -1), whole.reshape(-1, 3, whole.shape[1])[some], 1e-12)
+
+
+def test_an_open_cut_needs_twice_the_cutoff():
+    """A chain, longer than the reach of its first atom: what lies beyond changes nothing."""
+    rng = np.random.default_rng(0)
+    position = np.column_stack([1.3 * np.arange(14), *rng.normal(0, 0.2, (2, 14))])
+    species = np.tile(np.array(SPECIES, np.uint8), 5)[:14]
+    piece = replace(random_piece(14, SPECIES, 0, OPEN), position=position, species=species)
+    whole = derivative_rows(SOAP, piece, Waves(SOAP), forces=True, stress=False).forces[:3]
+
+    def of_cut(reach):
+        near = position[:, 0] <= position[0, 0] + reach
+        assert 1 < near.sum() < 14
+        cut = replace(piece, position=position[near], species=species[near])
+        cut = replace(cut, centre=np.array([0]))
+        return derivative_rows(SOAP, cut, Waves(SOAP), forces=True, stress=False).forces
+
+    close(of_cut(2 * SOAP.cutoff), whole, 1e-12)
+    assert np.abs(of_cut(SOAP.cutoff) - whole).max() > 1e-6 * np.abs(whole).max()
 
 
 def test_an_atom_alone_feels_nothing():

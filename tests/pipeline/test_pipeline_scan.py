@@ -16,7 +16,8 @@ from ase.io import write
 from click.testing import CliRunner
 from pipeline_cases import TINY, crystals, make_job, run
 
-import dlpr.regularizers as scan_module
+import dlpr.engine.memory as memory_module
+import dlpr.stages.scan as scan_module
 from dlpr.cli.scan import scan as command
 from dlpr.errors import InputError, JobError, ResourceError, StoreError
 from dlpr.plots import plot_scan
@@ -109,7 +110,12 @@ def test_every_point_is_a_run(data: Path, case: str) -> None:
     before = {path.name for path in (output / "work").iterdir()}
     found = scan(output, "test", ALPHA)
     made = {path.name for path in (output / "work").iterdir()} - before
-    assert {name.partition("-")[0] for name in made} <= {"rows", "triangle"}
+    assert {name.partition("-")[0] for name in made} <= {
+        "rows",
+        "triangle",
+        "decomposition",
+        "scan",
+    }
     errors = []
     for k, alpha in enumerate(ALPHA if case == "plain" else ALPHA[1:2]):
         place = k if case == "plain" else 1
@@ -250,6 +256,6 @@ def test_what_cannot_be_scanned(
     )
     with pytest.raises(InputError, match=r"nothing to fit.*train\.keys"):
         scan(unfitted.output, "test", ALPHA)
-    monkeypatch.setattr(scan_module, "COPIES", 1 << 60)
+    monkeypatch.setattr(memory_module, "DECOMPOSED_COPIES", 1 << 60)
     with pytest.raises(ResourceError, match="larger machine"):
         scan(finished(data, "large", {"linear": {"regularizer": 1.0}}), "test", ALPHA)

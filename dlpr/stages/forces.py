@@ -1,0 +1,151 @@
+"""Rigidities of the components of the forces of one set (FD24 table 1), and the fitted forces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.core.models import FeatureMap
+from dlpr.core.rows import FloatArray
+from dlpr.descriptors import Soap
+from dlpr.descriptors.gradients import derivative_rows
+from dlpr.stages.factor import open_factors
+from dlpr.stages.features import open_descriptor
+from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.store.files import Json
+from dlpr.store.folder import StageFolder
+from dlpr.structures.frames import Piece
+from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS
+
+TASK_ATOMS = 4096
+"""Atoms of a task: whole structures, or a run of those of a large one."""
+SOLVE_ROWS = 1536
+"""Rows that are solved at once: more than a tile that is read for them costs."""
+RIGIDITY, FORCES = "environment_pr_forces", "environment_forces"
+ATTRIBUTES: dict[str, Json] = {
+    RIGIDITY: {"of": "-dE/dr of the total energy, against the Hessian of all columns"},
+    FORCES: {"of": "-dE/dr of the total energy", "units": "eV/Å"},
+}
+"""What stands beside them in a result."""
+
+
+def plan(
+    work: Path, structures: StageFolder, factor: StageFolder, features: Json, numerics: Json
+) -> StageFolder:
+    """Tasks of whole structures; a structure that is stored by space is cut into several."""
+    store, model = open_structures(structures), factor.settings["model"]
+    settings: Json = {
+        "features": features,
+        "model": {name: model[name] for name in ("rows", "centre_species", "baseline")},
+        "numerics": {name: numerics[name] for name in ("threads", "kernel")},
+        "solve_rows": SOLVE_ROWS,
+        "edges": _edges(store),
+    }
+    order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
+    same = {name: value for name, value in settings.items() if name != "edges"}
+    same |= {"factor": factor.output_digest(), "order": order}
+    contents = store.contents(np.array(settings["edges"]))
+    tasks = [{"settings": same, "content": content} for content in contents]
+    inputs = {"structures": structures, "factor": factor}
+    return StageFolder.create(work, "forces", settings, inputs, tasks)
+
+
+def _edges(store: StructureStore) -> list[int]:
+    """First environments of tasks, and the number of environments; no task crosses a part."""
+    offset = store.structure_offset
+    by_space = np.flatnonzero(np.any(store.over_structures("bin_shape"), axis=1))
+    large = {int(offset[index]): int(offset[index + 1]) for index in by_space}
+    fixed = np.unique([*store.part_edges, *large, *large.values()]).tolist()
+    edges = [0]
+    for start, stop in pairwise(fixed):
+        if start in large:
+            edges += [*range(start + TASK_ATOMS, stop, TASK_ATOMS), stop]
+        while edges[-1] < stop:
+            first = int(np.searchsorted(offset, edges[-1]))
+            last = int(np.searchsorted(offset, edges[-1] + TASK_ATOMS, side="right")) - 1
+            edges.append(min(stop, int(offset[max(last, first + 1)])))
+    return edges
+
+
+def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
+    """Rows of the forces on the atoms of one task, solved and forgotten some at a time."""
+    settings = folder.settings
+    start, stop = settings["edges"][task : task + 2]
+    store = open_structures(folder.input("structures"))
+    fit = open_factors(folder.input("factor")).fit
+    calculator = open_descriptor(settings["features"]["descriptor"])
+    assert isinstance(calculator, Soap)
+    found: dict[str, list[FloatArray]] = {RIGIDITY: []}
+    if fit.weights is not None:
+        found[FORCES] = []
+    blocks = _rows(store, calculator, fit.model.map, start, stop)
+    for rows in _joined(blocks, settings["solve_rows"]):
+        rigidity, force = fit.derivatives(rows)
+        found[RIGIDITY].append(rigidity)
+        if force is not None:
+            found[FORCES].append(force)
+    arrays = {name: np.concatenate(parts).reshape(-1, 3) for name, parts in found.items()}
+    return folder.write_part(task, arrays), {"arrays": list(arrays)}
+
+
+def _rows(
+    store: StructureStore, soap: Soap, mapping: FeatureMap, start: int, stop: int
+) -> Iterator[FloatArray]:
+    """Rows of the forces on some atoms, structure by structure."""
+    first, last = (int(store.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
+    for index in range(first, last + 1):
+        piece = _piece(store, index, start, stop, soap.cutoff)
+        found = derivative_rows(soap, piece, mapping, forces=True, stress=False).forces
+        assert found is not None
+        yield found
+
+
+def _piece(store: StructureStore, index: int, start: int, stop: int, cutoff: float) -> Piece:
+    """A structure, or the atoms of a large one that belong to a task with all that they move."""
+    if store.is_sorted_by_space(index):
+        (cut,) = store.pieces(start, stop, 2.0 * cutoff)
+        return cut
+    return store.whole(index)
+
+
+def _joined(blocks: Iterator[FloatArray], size: int) -> Iterator[FloatArray]:
+    """The same rows, ``size`` of them at a time."""
+    held: list[FloatArray] = []
+    for block in blocks:
+        held.append(block)
+        count = sum(map(len, held))
+        if count < size:
+            continue
+        rows = held[0] if len(held) == 1 else np.concatenate(held)
+        stop = count // size * size
+        for at in range(0, stop, size):
+            yield rows[at : at + size]
+        held = [rows[stop:].copy()]
+    if held and len(rows := np.concatenate(held)):
+        yield rows
+
+
+class ForceRows:
+    """What a finished stage says of the forces on environments, in stored order."""
+
+    def __init__(self, folder: StageFolder) -> None:
+        self._folder, self._edges = folder, np.array(folder.settings["edges"])
+        self.names: tuple[str, ...] = tuple(folder.receipts()[0].facts["arrays"])
+        self._held: tuple[int, dict[str, NDArray[Any]]] = -1, {}
+
+    def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Arrays (stop - start, 3) by name."""
+        tasks = np.unique(np.searchsorted(self._edges, np.arange(start, stop), side="right") - 1)
+        found = []
+        for task in tasks.tolist():
+            if self._held[0] != task:
+                self._held = task, self._folder.read_part(task, self.names)
+            a, b = max(start, self._edges[task]), min(stop, self._edges[task + 1])
+            own = slice(a - self._edges[task], b - self._edges[task])
+            found.append({name: rows[own] for name, rows in self._held[1].items()})
+        return {name: np.concatenate([part[name] for part in found]) for name in self.names}
