@@ -26,6 +26,7 @@ from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import write_job
 from dlpr.errors import InputError, JobError, ResourceError
 from dlpr.stages import fold as fold_stage
+from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.committee import open_members
 from dlpr.store.folder import StageFolder
 
@@ -251,6 +252,20 @@ def test_another_regularizer_folds_no_member_anew(copy: Path) -> None:
     found = run(job_in(copy, "copy", linear=linear))
     assert set(found.tasks) == FROM_COMMITTEE | {"factor of the triangle"}
     assert_same_bits(found.output, run(job_in(copy, "fresh", linear=linear)).output)
+
+
+def test_structures_whose_number_changes_are_drawn_anew(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file put before others leaves their rows as they are, and not whose they are."""
+    monkeypatch.setattr(ingest_stage, "TASK_ATOMS", 8)
+    monkeypatch.setattr(fold_stage, "TASK_FLOPS", 1.0)
+    monkeypatch.setattr(fold_stage, "FEWEST_ROWS", 0.05)
+    run(job_in(bench, "moved"))
+    files = {"files": ["test.xyz", "train.xyz"]}
+    found = run(job_in(bench, "moved", train=files))
+    assert found.tasks["triangle"] < found.used["triangle"].n_tasks  # of all: adopted
+    assert_same_bits(found.output, run(job_in(bench, "unmoved", train=files)).output)
 
 
 def test_without_a_committee_the_rest_is_the_same(copy: Path) -> None:
