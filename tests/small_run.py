@@ -122,11 +122,14 @@ def tiled_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 @pytest.fixture(scope="session")
 def kernel_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """One of a sparse kernel, trained on forces as well."""
+    """One of a sparse kernel, trained on forces as well, whose loss is not squared."""
     folder = tmp_path_factory.getbasetemp() / "kernel_run"
     if folder not in _made:
         kernel = {"regularizer": 1e-6, "references": {"count": 10}}
-        settings = {"model": {"kernel": kernel}, "loss": {"forces": 0.1}}
+        settings = {
+            "model": {"kernel": kernel},
+            "loss": {"forces": {"weight": 0.1, "shape": {"huber": {"delta": 5.0}}}},
+        }
         _made[folder] = _make(folder, {"bare": BARE}, settings)
     return _made[folder]
 

@@ -26,8 +26,8 @@ STAGES = {name for name, module in ALL_STAGES.items() if module.startswith("dlpr
 """Other tests bring stages of their own."""
 OTHER_FORMS = {"triangle", "cholesky"}
 """Stages that the run has not, as its Hessian is of one piece."""
-OTHER_MODELS = {"references", "derivatives"}
-"""Stages of kernels and of forces."""
+OTHER_MODELS = {"references", "derivatives", "fit"}
+"""Stages of kernels, of forces, and of losses that are not squared."""
 __all__ = ["copied_run", "kernel_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
@@ -100,6 +100,7 @@ def test_every_stage(
         "rows": ("array sums_0", "float64"),
         "derivatives": ("array rows_0", "float64"),
         "hessian": ("array matrix", "float64"),
+        "fit": ("iteration", ""),
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
         "rigidity": ("array environment_lpr", "float64"),
