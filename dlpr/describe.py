@@ -166,7 +166,7 @@ def _content(folder: StageFolder, receipts: list[Receipt]) -> Rows:
     if folder.stage in _HANDLES and len(receipts) == folder.n_tasks:
         facts = _HANDLES[folder.stage](folder.path).facts()
         rows += _flat("", {name: value for name, value in facts.items() if name != "path"})
-    if folder.stage in ("factor", "cholesky"):
+    if folder.stage in ("fit", "factor", "cholesky"):
         rows += _flat("", receipts[-1].facts)
     task = receipts[0].task
     if folder.stage in _STORES:
