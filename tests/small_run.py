@@ -122,12 +122,14 @@ def tiled_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 @pytest.fixture(scope="session")
 def kernel_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """One of a sparse kernel, trained on forces as well."""
+    """One of a sparse kernel, trained on forces as well; it picks its regularizer."""
     folder = tmp_path_factory.getbasetemp() / "kernel_run"
     if folder not in _made:
-        kernel = {"regularizer": 1e-6, "references": {"count": 10}}
-        settings = {"model": {"kernel": kernel}, "loss": {"forces": 0.1}}
-        _made[folder] = _make(folder, {"bare": BARE}, settings)
+        scan = {"scan": [1e-6, 1e-4], "on": "some", "points": 2}
+        kernel = {"regularizer": scan, "references": {"count": 10}}
+        settings = {"model": {"kernel": kernel}, "loss": {"forces": 0.1}, "test_forces": True}
+        some = {"files": "train.extxyz@:2"}
+        _made[folder] = _make(folder, {"bare": BARE, "some": some}, settings)
     return _made[folder]
 
 

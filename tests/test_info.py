@@ -26,8 +26,8 @@ STAGES = {name for name, module in ALL_STAGES.items() if module.startswith("dlpr
 """Other tests bring stages of their own."""
 OTHER_FORMS = {"triangle", "cholesky"}
 """Stages that the run has not, as its Hessian is of one piece."""
-OTHER_MODELS = {"references", "derivatives"}
-"""Stages of kernels and of forces."""
+OTHER_MODELS = {"references", "derivatives", "decomposition", "scan", "forces"}
+"""Stages of kernels, of forces, and of regularizers that are picked."""
 __all__ = ["copied_run", "kernel_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
@@ -99,6 +99,9 @@ def test_every_stage(
         "references": ("array whitening_0", "float64"),
         "rows": ("array sums_0", "float64"),
         "derivatives": ("array rows_0", "float64"),
+        "decomposition": ("array basis", "float64"),
+        "scan": ("array square", "float64"),
+        "forces": ("array environment_pr_forces", "float64"),
         "hessian": ("array matrix", "float64"),
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
