@@ -122,13 +122,29 @@ def tiled_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 @pytest.fixture(scope="session")
 def kernel_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """One of a sparse kernel, trained on forces as well, with a committee."""
+    """One of a sparse kernel, trained on forces as well, with a committee and forces of its test
+    sets; it picks its regularizer."""
     folder = tmp_path_factory.getbasetemp() / "kernel_run"
     if folder not in _made:
-        kernel = {"regularizer": 1e-6, "references": {"count": 10}}
-        committee = {"subsample": {"members": 3, "fraction": 0.6}}
-        settings = {"model": {"kernel": kernel}, "loss": {"forces": 0.1}, "committee": committee}
-        _made[folder] = _make(folder, {"bare": BARE}, settings)
+        scan = {"scan": [1e-6, 1e-4], "on": "some", "points": 2}
+        settings = {
+            "model": {"kernel": {"regularizer": scan, "references": {"count": 10}}},
+            "loss": {"forces": 0.1},
+            "committee": {"subsample": {"members": 3, "fraction": 0.6}},
+            "test_forces": True,
+        }
+        some = {"files": "train.extxyz@:2"}
+        _made[folder] = _make(folder, {"bare": BARE, "some": some}, settings)
+    return _made[folder]
+
+
+@pytest.fixture(scope="session")
+def robust_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """One whose loss is not squared."""
+    folder = tmp_path_factory.getbasetemp() / "robust_run"
+    if folder not in _made:
+        loss = {"energy": {"weight": 1.0, "shape": {"huber": {"delta": 5.0}}}}
+        _made[folder] = _make(folder, {"bare": BARE}, {"loss": loss})
     return _made[folder]
 
 

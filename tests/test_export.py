@@ -333,9 +333,9 @@ def test_a_committee_goes_out_with_the_rigidities(kernel_run: SmallRun, tmp_path
     np.testing.assert_array_equal(frame.arrays["committee_variance"], variance)
     of_structure = group["structure_committee_variance"][0]
     assert frame.info["structure_committee_variance"] == of_structure
-    scope = json.loads(export(kernel_run.output, tmp_path / "a.json").read_text())
+    scope = json.loads(export(kernel_run.output, tmp_path / "a.json", "bare").read_text())
     assert scope["properties"]["committee variance"]["values"] == variance.tolist()
-    text = export(kernel_run.output, tmp_path / "a.csv").read_text()
+    text = export(kernel_run.output, tmp_path / "a.csv", "bare").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert min(float(row["committee_variance_q000"]) for row in rows) == variance.min()
     summary = Result(kernel_run.output).summary["bare"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from small_run import LARGE, SmallRun, copied_run, kernel_run, small_run, tiled_run
+from small_run import LARGE, SmallRun, copied_run, kernel_run, robust_run, small_run, tiled_run
 
 import dlpr.engine.verify as verify_module
 from dlpr.cli import cli
@@ -26,9 +26,12 @@ STAGES = {name for name, module in ALL_STAGES.items() if module.startswith("dlpr
 """Other tests bring stages of their own."""
 OTHER_FORMS = {"triangle", "cholesky"}
 """Stages that the run has not, as its Hessian is of one piece."""
-OTHER_MODELS = {"references", "derivatives", "committee"}
-"""Stages of kernels, of forces and of committees."""
-__all__ = ["copied_run", "kernel_run", "small_run", "tiled_run"]
+OTHER_MODELS = {"references", "derivatives", "decomposition", "scan", "committee", "forces"}
+"""Stages of kernels, of forces, of regularizers that are picked and of committees."""
+OTHER_LOSSES = {"fit"}
+"""Stages of losses that are not squared."""
+OTHERS = OTHER_FORMS | OTHER_MODELS | OTHER_LOSSES
+__all__ = ["copied_run", "kernel_run", "robust_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
 
@@ -82,9 +85,14 @@ def test_output_folder_that_is_not_finished(copied_run: SmallRun) -> None:
 
 @pytest.mark.parametrize("stage", sorted(STAGES - {"triangle"}))
 def test_every_stage(
-    small_run: SmallRun, tiled_run: SmallRun, kernel_run: SmallRun, stage: str
+    small_run: SmallRun,
+    tiled_run: SmallRun,
+    kernel_run: SmallRun,
+    robust_run: SmallRun,
+    stage: str,
 ) -> None:
     other = {**dict.fromkeys(OTHER_FORMS, tiled_run), **dict.fromkeys(OTHER_MODELS, kernel_run)}
+    other |= dict.fromkeys(OTHER_LOSSES, robust_run)
     folder = stage_of(other.get(stage, small_run).output, stage)
     title, rows, record = described(folder.path)
     assert title.endswith(f"stage {stage}")
@@ -99,6 +107,10 @@ def test_every_stage(
         "references": ("array whitening_0", "float64"),
         "rows": ("array sums_0", "float64"),
         "derivatives": ("array rows_0", "float64"),
+        "decomposition": ("array basis", "float64"),
+        "scan": ("array square", "float64"),
+        "forces": ("array environment_pr_forces", "float64"),
+        "fit": ("iteration", ""),
         "hessian": ("array matrix", "float64"),
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
@@ -256,13 +268,13 @@ def flip(path: Path, at: int, bit: int = 2) -> None:
 
 def test_whole_stages_have_no_damage(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = folders(small_run.output / "work")
-    assert {folder.stage for folder in stages} == STAGES - OTHER_FORMS - OTHER_MODELS
+    assert {folder.stage for folder in stages} == STAGES - OTHERS
     for _ in range(2):
         assert [damaged_tasks(folder) for folder in stages] == [[]] * len(stages)
         monkeypatch.setattr(verify_module, "_READ_NBYTES", 100)  # many blocks to a file
 
 
-@pytest.mark.parametrize("stage", sorted(STAGES - OTHER_FORMS - OTHER_MODELS))
+@pytest.mark.parametrize("stage", sorted(STAGES - OTHERS))
 def test_every_file_of_every_stage_is_read(copied_run: SmallRun, stage: str) -> None:
     """A flipped bit in any file that a receipt names; its size is right, so it is not missing."""
     folder = stage_of(copied_run.output, stage)

@@ -122,6 +122,7 @@ def test_defaults_are_those_promised() -> None:
         "committee": None,
         "store_train_features": True,
         "store_test_features": False,
+        "test_forces": False,
         "storage": {"dtype": "float64"},
         "numerics": {
             "blas_threads": 1,

@@ -21,9 +21,9 @@ import dlpr
 from dlpr.clusters.local import LocalStarter
 from dlpr.core.blas import blas_kernel
 from dlpr.core.committee import subsample
-from dlpr.engine import memory
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import write_job
+from dlpr.engine.promise import task_nbytes
 from dlpr.errors import InputError, JobError, ResourceError
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
@@ -308,7 +308,7 @@ def test_dask_workers_and_processes_give_the_same_bits(bench: Path) -> None:
     assert_same_bits(base.output, dlpr.work(job.path(job.output), rank=3).output)
     for role, folder in base.used.items():
         if role in ("committee", "triangle of the committee", "rigidity of test"):
-            assert memory.task_nbytes(folder) > 0
+            assert task_nbytes(folder) > 0
 
 
 # what cannot be ----------------------------------------------------------------------------------
