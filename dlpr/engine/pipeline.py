@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dlpr.core.blas import blas_kernel
 from dlpr.core.kernel import CUT
@@ -15,6 +13,8 @@ from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.check import check_training_set
+from dlpr.engine.probe import versions
+from dlpr.engine.verify import check_whole
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError, NumericsError
 from dlpr.job import Job, Keys, SetSpec
@@ -58,7 +58,7 @@ class Pipeline:
     def __init__(self, job: Job, workspace: Workspace, kernel: str | None = None) -> None:
         self.job, self.workspace = job, workspace
         self.kernel = kernel or blas_kernel()
-        self._finished: dict[tuple[str, str], StageFolder] = {}
+        self._known: dict[tuple[str, str], Any] = {}
 
     def ingest(self, name: str) -> StageFolder:
         """Structures of a set: "train", or one of the job's test sets."""
@@ -91,11 +91,12 @@ class Pipeline:
         spec = self.set_spec(name)
         return spec.model_dump(mode="json", exclude={"files", "fingerprint"})
 
-    def _once(self, step: str, of: str, make: Callable[[], StageFolder]) -> StageFolder:
-        """A step's stage, finished once per pipeline."""
-        if (step, of) not in self._finished:
-            self._finished[step, of] = make()
-        return self._finished[step, of]
+    def _once(self, step: str, of: str, make: Callable[[], Step]) -> Step:
+        """What a step makes, e.g. a finished stage: made once per pipeline, unless data rot."""
+        if (step, of) not in self._known:
+            self._known[step, of] = make()
+        found: Step = self._known[step, of]
+        return found
 
     def set_spec(self, name: str) -> SetSpec:
         """What the job says about a set; a test set of any name may be the training set."""
@@ -121,17 +122,21 @@ class Pipeline:
 
     def feature_settings(self, name: str) -> Json:
         """Descriptor, storage and block sizes for a set."""
-        calculator = descriptor(self.job.descriptor_of(name), self.species())
-        self._check_features(name, calculator)
-        numerics = self.job.numerics
-        block = numerics.block_environments or default_block(calculator.n_features)
-        task = numerics.task_environments or default_task(block, calculator.n_features)
-        return {
-            "descriptor": calculator.settings(),
-            "dtype": self.job.storage.dtype,
-            "block_environments": block,
-            "task_environments": -(-task // block) * block,
-        }
+
+        def make() -> Json:
+            calculator = descriptor(self.job.descriptor_of(name), self.species())
+            self._check_features(name, calculator)
+            numerics = self.job.numerics
+            block = numerics.block_environments or default_block(calculator.n_features)
+            task = numerics.task_environments or default_task(block, calculator.n_features)
+            return {
+                "descriptor": calculator.settings(),
+                "dtype": self.job.storage.dtype,
+                "block_environments": block,
+                "task_environments": -(-task // block) * block,
+            }
+
+        return self._once("settings of features", name, make)
 
     def _check_features(self, name: str, calculator: Descriptor) -> None:
         """Hold users' features against the set, and against those of the training set."""
@@ -326,7 +331,8 @@ class Pipeline:
     def result(self) -> StageFolder:
         """The result of every test set, published under the output folder.
 
-        What is published is read back first, so that a damaged result is not taken for a whole one.
+        Every byte of what is published is held against its checksum first, also where nothing has
+        changed: a damaged result is not taken for a whole one.
         """
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
@@ -334,7 +340,7 @@ class Pipeline:
         attributes = {"job": self.job.settings(), "versions": versions()}
         plan = result_stage.plan(self.workspace.work, sets, attributes)
         folder = self.workspace.finish("result", plan)
-        result_stage.check(folder)
+        check_whole(folder)
         result_stage.publish(folder, self.workspace.output)
         self.workspace.settle()
         return folder
@@ -384,11 +390,5 @@ class Pipeline:
                 return step()
             except CorruptPartError as error:
                 self.workspace.mend(error)
-                self._finished.clear()
+                self._known.clear()
         return step()
-
-
-def versions() -> Mapping[str, str]:
-    """Versions of what computes the result."""
-    packages = ("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
