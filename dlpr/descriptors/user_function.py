@@ -29,6 +29,8 @@ _KEYS = ("call", "options", "cutoff", "n_features", "nbytes_per_atom", "folder",
 _PROBE_SPACING = 3.0
 """Å between the atoms of the structure that tells the number of columns."""
 _log = logging.getLogger(__name__)
+_imported: dict[str, str] = {}
+"""SHA-256 of the files of users' modules as they were when this process imported them."""
 
 
 class UserFunction(Kind):
@@ -74,7 +76,8 @@ class UserFunction(Kind):
         self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
         self._given = options.get("n_features")
         self._nbytes_per_atom = int(options.get("nbytes_per_atom") or 0)
-        self._source = _digest(self._function)
+        home = getattr(self._function, "__module__", None) or self._call.partition(":")[0]
+        self._source = _imported[home]
         planned = options.get("source_sha256")
         if planned is not None and planned != self._source:
             raise JobError(
@@ -94,7 +97,7 @@ class UserFunction(Kind):
             sys.path.append(self._folder)  # last: it hides nothing that is installed
             importlib.invalidate_caches()
         try:
-            function = getattr(importlib.import_module(module), name)
+            function = _imported_anew(module, name)
         except Exception as error:
             _log.debug("importing %s", self._call, exc_info=True)
             raise JobError(
@@ -236,8 +239,23 @@ class UserFunction(Kind):
         return 8 * n_environments * self.n_features + atoms * per_atom + CALL_NBYTES
 
 
-def _digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file of a function's module."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    path = getattr(module, "__file__", None)
+def _imported_anew(module: str, name: str) -> Any:
+    """What a module has under a name, by its file as it is now.
+
+    A process that lives on imports a user's module again where its file has changed, so that
+    features are those of the code whose digest is in their plan.
+    """
+    found = getattr(importlib.import_module(module), name)
+    home = getattr(found, "__module__", None) or module
+    if _imported.get(home, _digest(home)) != _digest(home):
+        for one in dict.fromkeys((home, module)):
+            importlib.reload(sys.modules[one])
+        found = getattr(sys.modules[module], name)
+    _imported[home] = _digest(home)
+    return found
+
+
+def _digest(module: str) -> str:
+    """SHA-256 of the file of a module that is imported; empty where it has none."""
+    path = getattr(sys.modules.get(module), "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
