@@ -95,11 +95,12 @@ class StructureStore:
         self.structure_offset = np.zeros(self.n_structures + 1, np.int64)
         self.group = np.zeros(self.n_structures, np.int32)
         self._parts = [_Part(folder, number) for number in range(folder.n_tasks)]
+        number_of = {name: k for k, name in enumerate(self.group_names)}
         for part, first, stop, start in zip(
             self._parts, edges[:-1, 0], edges[1:, 0], edges[:-1, 1], strict=True
         ):
             if stop > first:
-                number = [self.group_names.index(name) for name in part.names("groups")]
+                number = [number_of[name] for name in part.names("groups")]
                 self.group[first:stop] = np.asarray(number, np.int32)[part.rows("group", 0, None)]
                 self.structure_offset[first:stop] = (
                     part.rows("structure_offset", 0, None)[:-1] + start
@@ -203,14 +204,13 @@ class StructureStore:
 
     def sources(self) -> tuple[NDArray[np.int32], list[str]]:
         """The source file of every structure: index, and file names."""
-        names: list[str] = []
+        names: dict[str, int] = {}
         index: list[NDArray[np.int32]] = []
         for part in self._parts:
             here = part.names("source_files")
-            names += [name for name in here if name not in names]
-            number = np.asarray([names.index(name) for name in here], np.int32)
+            number = np.asarray([names.setdefault(n, len(names)) for n in here], np.int32)
             index.append(number[part.rows("source_file", 0, None)])
-        return np.concatenate(index), names
+        return np.concatenate(index), list(names)
 
     def _locate(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._part_structure, index, side="right")) - 1
