@@ -109,13 +109,9 @@ def estimate(steps: Pipeline) -> Estimate:
     n_rows = count_rows(steps, sizes["train"])
     seconds = _seconds_per_environment(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
-    form = fold_stage.form_of(
-        steps.job.solver,
-        steps.job.model.spec.regularizer,
-        n_rows,
-        layout.n_columns + 1,
-        steps.job.numerics.tile_columns,
-    )
+    has_constants = steps.job.model.spec.baseline.composition is not None
+    n_columns = layout.n_columns - (0 if has_constants else len(species))
+    form = steps.form_of(n_rows, n_columns)
     tile_columns = steps.job.numerics.tile_columns
     factor = memory.FactorSize(form, layout, n_rows, tile_columns, len(calculator.components))
     stages += _training(steps, calculator, mapping, factor, sizes["train"], seconds)

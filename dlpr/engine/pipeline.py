@@ -279,16 +279,18 @@ class Pipeline:
 
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
-        regularizer, tile_columns = self.model()["regularizer"], self.job.numerics.tile_columns
-        form = fold_stage.form_of(
-            self.job.solver, regularizer, self.n_rows(), self.n_columns(), tile_columns
-        )
+        form = self.form_of(self.n_rows(), self.n_columns())
         if form == "rows" and self.n_rows() > self.n_columns():
             raise JobError(
                 f"solver: dual needs no more rows than columns; this job has {self.n_rows()} rows "
                 f"and {self.n_columns()} columns. Use solver: auto."
             )
         return form
+
+    def form_of(self, n_rows: int, n_columns: int) -> str:
+        """The form for so many rows, and columns of the model itself."""
+        regularizer, tile_columns = self.job.model.spec.regularizer, self.job.numerics.tile_columns
+        return fold_stage.form_of(self.job.solver, regularizer, n_rows, n_columns, tile_columns)
 
     def n_rows(self) -> int:
         """Rows of the loss, at most."""
