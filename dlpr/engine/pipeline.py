@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ from dlpr.structures.files import expand
 REFERENCES = "references of the kernel"
 """Name of the set of structures that a kernel's references come from; no set of a job has it."""
 MENDINGS = 5
-"""Damaged parts that one run replaces before it gives up."""
+"""Times that one run replaces one damaged part before it gives up."""
 
 Step = TypeVar("Step")
 
@@ -387,10 +388,13 @@ class Pipeline:
 
     def mended(self, step: Callable[[], Step]) -> Step:
         """Do a step; where it meets a damaged part, have that part's task done again."""
-        for _ in range(MENDINGS):
+        met: Counter[tuple[str, int]] = Counter()
+        while True:
             try:
                 return step()
             except CorruptPartError as error:
+                met[error.folder, error.task] += 1
+                if met[error.folder, error.task] > MENDINGS:
+                    raise
                 self.workspace.mend(error)
                 self._known.clear()
-        return step()
