@@ -129,6 +129,27 @@ def test_a_finished_run_writes_nothing_and_looks_at_a_receipt_once(
         assert [looks[stage.name, task] for task in range(stage.n_tasks)] == [1] * stage.n_tasks
 
 
+def test_the_result_looks_at_a_receipt_a_few_times_however_many_there_are(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(job_in(bench))
+    rigidity, result = before.used["rigidity of train"], before.used["result"]
+    (task,) = (k for k, name in enumerate(result.settings["sets"]) if name == "train")
+    StageFolder(result.path).withdraw(task)
+    looks: Counter[tuple[str, int]] = Counter()
+    receipt = StageFolder.receipt
+
+    def look(folder: StageFolder, number: int) -> Receipt | None:
+        looks[folder.name, number] += 1
+        return receipt(folder, number)
+
+    monkeypatch.setattr(StageFolder, "receipt", look)
+    run_task(str(result.path), task)
+    found = [looks[rigidity.name, number] for number in range(rigidity.n_tasks)]
+    assert rigidity.n_tasks >= 3
+    assert max(found) <= 5
+
+
 @pytest.mark.parametrize("place", ["zarr.json", "test/zarr.json", "test/environment_lpr/c.0"])
 def test_a_damaged_result_is_found_where_nothing_has_changed(pristine: Path, place: str) -> None:
     output = pristine / f"rotten-{place.replace('/', '-')}"
