@@ -116,10 +116,12 @@ class Pipeline:
 
     def species(self) -> list[int]:
         """All species of the job: they fix the columns."""
-        found: set[int] = set()
-        for name in self.set_names():
-            found |= set(open_structures(self.ingest(name)).species)
-        return sorted(found)
+
+        def make() -> list[int]:
+            stores = (open_structures(self.ingest(name)) for name in self.set_names())
+            return sorted({number for store in stores for number in store.species})
+
+        return self._once("species", "all sets", make)
 
     def feature_settings(self, name: str) -> Json:
         """Descriptor, storage and block sizes for a set."""
@@ -150,11 +152,10 @@ class Pipeline:
 
     def featurize(self, name: str) -> StageFolder:
         """The feature store of a set."""
-        work = self.workspace.work
 
         def make() -> StageFolder:
             settings = self.feature_settings(name)
-            plan = features_stage.plan(work, self.ingest(name), settings)
+            plan = features_stage.plan(self.workspace.work, self.ingest(name), settings)
             return self.workspace.finish(f"features of {name}", plan)
 
         return self._once("featurize", name, make)
@@ -303,8 +304,7 @@ class Pipeline:
         """Refuse, before anything is computed, what no worker could hold at the end."""
         features, numerics = self.feature_settings("train"), self.job.numerics
         calculator = open_descriptor(features["descriptor"])
-        layout = self.layout()
-        feature_map = open_map(self.planned_rows())
+        layout, feature_map = self.layout(), open_map(self.planned_rows())
         n_rows, n_components = self.n_rows(), len(feature_map.components)
         is_singular = self.model()["regularizer"] == 0.0
         size = memory.FactorSize(
