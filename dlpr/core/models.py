@@ -286,7 +286,10 @@ class Model:
         blocks = [targets.rows[:, self.stored.slice(k)] for k in range(self.stored.n_blocks)]
         y = np.nan_to_num(targets.y)[:, None]
         if self.shared:
-            return [np.sum(blocks, axis=0), targets.count, y]
+            total = blocks[0].copy()  # one by one: stacked, they would take as much again
+            for block in blocks[1:]:
+                total += block
+            return [total, targets.count, y]
         counts = [targets.count[:, k : k + 1] for k in range(len(blocks))]
         return [*(side for pair in zip(blocks, counts, strict=True) for side in pair), y]
 

@@ -25,6 +25,8 @@ _KEYS = ("call", "options", "cutoff", "n_features", "nbytes_per_atom", "folder",
 _PROBE_SPACING = 3.0
 """Å between the atoms of the structure that tells the number of columns."""
 _log = logging.getLogger(__name__)
+_imported: dict[str, str] = {}
+"""SHA-256 of the files of users' modules as they were when this process imported them."""
 
 
 class UserFunction(Kind):

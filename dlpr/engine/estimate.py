@@ -28,7 +28,6 @@ from dlpr.engine.training_costs import (
 )
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
-from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.forces import TASK_ATOMS
 from dlpr.stages.structures import CHUNK_ROWS
@@ -81,17 +80,9 @@ def estimate(steps: Pipeline) -> Estimate:
     n_rows = count_rows(steps, sizes["train"])
     seconds = environment_seconds(calculator, sample)
     stages = [_ingest(name, size) for name, size in sizes.items()]
-    form = (
-        "whole"
-        if steps.job.loss.is_reweighted
-        else fold_stage.form_of(
-            steps.job.solver,
-            steps.job.model.spec.least_regularizer,
-            n_rows,
-            layout.n_columns + 1,
-            steps.job.numerics.tile_columns,
-        )
-    )
+    has_constants = steps.job.model.spec.baseline.composition is not None
+    n_columns = layout.n_columns - (0 if has_constants else len(species))
+    form = steps.form_of(n_rows, n_columns)
     tile_columns = steps.job.numerics.tile_columns
     basis = takes_basis(steps.job.solver, steps.job.model.spec.least_regularizer)
     n_members = steps.job.committee.spec.members if steps.job.committee else 0

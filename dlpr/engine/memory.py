@@ -29,7 +29,7 @@ from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
 
 BASE_NBYTES = 256 * MIB
-"""A worker with all libraries loaded, and its caches of structures."""
+"""A worker with all libraries loaded, and its cache of structures (`CACHED_NBYTES`, 16 MiB)."""
 INDEX_NBYTES = 48 * MIB
 """Text of a file under its scan for frames."""
 ATOM_NBYTES = 700

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
@@ -13,7 +12,9 @@ from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import choice, factorization
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.check import check_columns, check_training_set
+from dlpr.engine.probe import versions
 from dlpr.engine.refit import converged_fit
+from dlpr.engine.verify import check_whole
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError
 from dlpr.job import Job, Keys, SetSpec
@@ -39,7 +40,7 @@ from dlpr.structures.files import expand
 REFERENCES = "references of the kernel"
 """Name of the set of structures that a kernel's references come from; no set of a job has it."""
 MENDINGS = 5
-"""Damaged parts that one run replaces before it gives up."""
+"""Times that one run replaces one damaged part before it gives up."""
 
 Step = TypeVar("Step")
 
@@ -58,7 +59,7 @@ class Pipeline:
     def __init__(self, job: Job, workspace: Workspace, kernel: str | None = None) -> None:
         self.job, self.workspace = job, workspace
         self.kernel = kernel or blas_kernel()
-        self._finished: dict[tuple[str, str], StageFolder] = {}
+        self._known: dict[tuple[str, str], Any] = {}
 
     def ingest(self, name: str) -> StageFolder:
         """Structures of a set: "train", or one of the job's test sets."""
@@ -92,11 +93,12 @@ class Pipeline:
         found: Json = spec.model_dump(mode="json", exclude={"files", "fingerprint"})
         return {**found, "weight": key} if name == "train" and key else found
 
-    def _once(self, step: str, of: str, make: Callable[[], StageFolder]) -> StageFolder:
-        """A step's stage, finished once per pipeline."""
-        if (step, of) not in self._finished:
-            self._finished[step, of] = make()
-        return self._finished[step, of]
+    def _once(self, step: str, of: str, make: Callable[[], Step]) -> Step:
+        """What a step makes, e.g. a finished stage: made once per pipeline, unless data rot."""
+        if (step, of) not in self._known:
+            self._known[step, of] = make()
+        found: Step = self._known[step, of]
+        return found
 
     def set_spec(self, name: str) -> SetSpec:
         """What the job says about a set; a test set of any name may be the training set."""
@@ -115,24 +117,30 @@ class Pipeline:
 
     def species(self) -> list[int]:
         """All species of the job: they fix the columns."""
-        found: set[int] = set()
-        for name in self.set_names():
-            found |= set(open_structures(self.ingest(name)).species)
-        return sorted(found)
+
+        def make() -> list[int]:
+            stores = (open_structures(self.ingest(name)) for name in self.set_names())
+            return sorted({number for store in stores for number in store.species})
+
+        return self._once("species", "all sets", make)
 
     def feature_settings(self, name: str) -> Json:
         """Descriptor, storage and block sizes for a set."""
-        calculator = descriptor(self.job.descriptor_of(name), self.species())
-        self._check_features(name, calculator)
-        numerics = self.job.numerics
-        block = numerics.block_environments or default_block(calculator.n_features)
-        task = numerics.task_environments or default_task(block, calculator.n_features)
-        return {
-            "descriptor": calculator.settings(),
-            "dtype": self.job.storage.dtype,
-            "block_environments": block,
-            "task_environments": -(-task // block) * block,
-        }
+
+        def make() -> Json:
+            calculator = descriptor(self.job.descriptor_of(name), self.species())
+            self._check_features(name, calculator)
+            numerics = self.job.numerics
+            block = numerics.block_environments or default_block(calculator.n_features)
+            task = numerics.task_environments or default_task(block, calculator.n_features)
+            return {
+                "descriptor": calculator.settings(),
+                "dtype": self.job.storage.dtype,
+                "block_environments": block,
+                "task_environments": -(-task // block) * block,
+            }
+
+        return self._once("settings of features", name, make)
 
     def _check_features(self, name: str, calculator: Descriptor) -> None:
         """Hold users' features against the set, and against those of the training set."""
@@ -145,11 +153,10 @@ class Pipeline:
 
     def featurize(self, name: str) -> StageFolder:
         """The feature store of a set."""
-        work = self.workspace.work
 
         def make() -> StageFolder:
             settings = self.feature_settings(name)
-            plan = features_stage.plan(work, self.ingest(name), settings)
+            plan = features_stage.plan(self.workspace.work, self.ingest(name), settings)
             return self.workspace.finish(f"features of {name}", plan)
 
         return self._once("featurize", name, make)
@@ -286,19 +293,23 @@ class Pipeline:
 
     def form(self) -> str:
         """What the factor is made of: rows, a whole Hessian or tiles."""
-        least, tile_columns = self.job.model.spec.least_regularizer, self.job.numerics.tile_columns
+        n_rows, n_columns = self.n_rows(), self.n_columns()
         if self.job.loss.is_reweighted:
-            check_columns(self.n_columns(), tile_columns)
-            return "whole"
-        form = fold_stage.form_of(
-            self.job.solver, least, self.n_rows(), self.n_columns(), tile_columns
-        )
+            check_columns(n_columns, self.job.numerics.tile_columns)
+        form = self.form_of(n_rows, n_columns)
         if form == "rows" and self.n_rows() > self.n_columns():
             raise JobError(
                 f"solver: dual needs no more rows than columns; this job has {self.n_rows()} rows "
                 f"and {self.n_columns()} columns. Use solver: auto."
             )
         return form
+
+    def form_of(self, n_rows: int, n_columns: int) -> str:
+        """The form for so many rows, and columns of the model itself."""
+        if self.job.loss.is_reweighted:
+            return "whole"
+        least, tile_columns = self.job.model.spec.least_regularizer, self.job.numerics.tile_columns
+        return fold_stage.form_of(self.job.solver, least, n_rows, n_columns, tile_columns)
 
     def n_rows(self) -> int:
         """Rows of the loss, at most."""
@@ -326,7 +337,8 @@ class Pipeline:
     def result(self) -> StageFolder:
         """The result of every test set, published under the output folder.
 
-        What is published is read back first, so that a damaged result is not taken for a whole one.
+        Every byte of what is published is held against its checksum first, also where nothing has
+        changed: a damaged result is not taken for a whole one.
         """
         for name in self.set_names():  # a missing file shows before anything is computed
             expand(list(self.set_spec(name).files), self.job.base)
@@ -336,7 +348,7 @@ class Pipeline:
         attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
         plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
-        result_stage.check(folder)
+        check_whole(folder)
         result_stage.publish(folder, self.workspace.output)
         self.workspace.settle()
         return folder
@@ -355,16 +367,13 @@ class Pipeline:
 
     def mended(self, step: Callable[[], Step]) -> Step:
         """Do a step; where it meets a damaged part, have that part's task done again."""
-        for _ in range(MENDINGS):
+        met: Counter[tuple[str, int]] = Counter()
+        while True:
             try:
                 return step()
             except CorruptPartError as error:
+                met[error.folder, error.task] += 1
+                if met[error.folder, error.task] > MENDINGS:
+                    raise
                 self.workspace.mend(error)
-                self._finished.clear()
-        return step()
-
-
-def versions() -> Mapping[str, str]:
-    """Versions of what computes the result."""
-    packages = ("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+                self._known.clear()

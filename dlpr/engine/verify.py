@@ -31,16 +31,28 @@ def damaged_tasks(folder: StageFolder) -> list[int]:
     -----
     Holds 1 MiB of data at a time. `StageFolder.receipt` compares sizes alone.
     """
-    return [task for task in range(folder.n_tasks) if not _matches(folder.path, task)]
+    return [task for task in range(folder.n_tasks) if _damaged_files(folder.path, task)]
 
 
-def _matches(path: Path, task: int) -> bool:
+def check_whole(folder: StageFolder) -> None:
+    """Read every byte of a finished stage.
+
+    Raises
+    ------
+    CorruptPartError
+        For the first task whose data do not match its receipt.
+    """
+    for task in range(folder.n_tasks):
+        for name in _damaged_files(folder.path, task):
+            raise folder.corrupt(task, name, "its bytes are not those that were written")
+
+
+def _damaged_files(path: Path, task: int) -> list[str]:
     receipt = read_json(path / "receipts" / f"{task:06d}.json")
     if receipt is None or not isinstance(receipt.get("files"), dict):
-        return True
-    return all(
-        _is_whole(path / name, size, check) for name, (size, check) in receipt["files"].items()
-    )
+        return []
+    files = receipt["files"].items()
+    return [name for name, (size, check) in files if not _is_whole(path / name, size, check)]
 
 
 def _is_whole(path: Path, size: int, check: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from dlpr.engine.events import Event, EventLog, Listener, log_event, tell_all
 from dlpr.engine.executors import Executor
 from dlpr.engine.promise import task_nbytes
 from dlpr.errors import CorruptPartError, OwnerError, StoreError
-from dlpr.store.files import explained, read_json, write_json
-from dlpr.store.folder import StageFolder, describe
+from dlpr.store.files import Json, explained, keep_json, read_json
+from dlpr.store.folder import StageFolder
 from dlpr.store.lease import Lease
 
 LIVE = "live.json"
@@ -86,25 +87,25 @@ class Workspace:
                 for receipt in self.executor.run(folder, ready, nbytes, note) if ready else ():
                     done += 1
                     self.tell(Event("task", role, done, folder.n_tasks, receipt=receipt))
-        left = folder.missing()
+        left = folder.missing() if missing else []
         if left:
             raise StoreError(
                 f"{folder.path}: task {left[0]} was done, but its data cannot be seen from here. "
                 f"Do all workers write to the same file system? Run the same command again."
             )
         self.tell(Event("done", role, done, folder.n_tasks))
-        return folder
+        return folder.settle()
 
     def _use(self, role: str, folder: StageFolder) -> None:
         """Say in the folder which stages are worked with: `dlpr clean` spares them."""
         self.used[role] = folder
         names = {role: used.name for role, used in self.used.items()}
-        write_json(self.output / LIVE, {"stages": {**self._before, **names}})
+        keep_json(self.output / LIVE, {"stages": {**self._before, **names}})
 
     def settle(self) -> None:
         """Forget the stages of earlier runs: the result of this one is published."""
         self._before = {role: used.name for role, used in self.used.items()}
-        write_json(self.output / LIVE, {"stages": self._before})
+        keep_json(self.output / LIVE, {"stages": self._before})
 
     def _reason(self, role: str, folder: StageFolder, missing: list[int]) -> str:
         """Why there is something to do."""
@@ -115,11 +116,24 @@ class Workspace:
         before = StageFolder(self.work / self._before.get(role, folder.name))
         if before.name == folder.name or not (before.path / "plan.json").exists():
             return "new"
-        changes = describe(folder.settings, before.settings)
-        changes += describe(folder.plan["inputs"], before.plan["inputs"], "input ")
+        changes = _differences(folder.settings, before.settings)
+        changes += _differences(folder.plan["inputs"], before.plan["inputs"], "input ")
         return "changed: " + "; ".join(changes[:4] or ["files that it reads"])
 
     def mend(self, error: CorruptPartError) -> None:
         """Make a task whose data are damaged undone, so that it is done again."""
         StageFolder(Path(error.folder)).withdraw(error.task)
         self.tell(Event("note", Path(error.folder).name, text=str(error)))
+
+
+def _differences(settings: Json, other: Json, prefix: str = "") -> list[str]:
+    """Dotted names and values of what differs between two plans' settings."""
+    lines: list[str] = []
+    for key in sorted(set(settings) | set(other)):
+        old, new = other.get(key), settings.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += _differences(new, old, f"{prefix}{key}.")
+        elif old != new:
+            was, now = (json.dumps(value)[:60] for value in (old, new))
+            lines.append(f"{prefix}{key}: {was} -> {now}")
+    return lines

@@ -76,6 +76,12 @@ def tiles(settings: Json) -> list[Tile]:
     ]
 
 
+def task_of(settings: Json, number: int, i: int, j: int) -> int:
+    """Where `tiles` has a tile: all orders have as many."""
+    n = len(settings["orders"][number])
+    return number * n * (n + 1) // 2 + i * n - i * (i - 1) // 2 + j - i
+
+
 def _waves(settings: Json) -> list[list[int]]:
     """Row by row the tile on the diagonal, then all beside it; last, the condition."""
     found: dict[tuple[int, bool], list[int]] = {}
@@ -165,7 +171,7 @@ def _column(fold: StageFolder, model: Model, number: int, weights: Weights) -> F
 
 def _read(folder: StageFolder, number: int, i: int, j: int) -> FloatArray:
     """A tile of one order's factor, by places in the order."""
-    task = tiles(folder.settings).index((number, i, j))
+    task = task_of(folder.settings, number, i, j)
     tile: FloatArray = folder.read_part(task, ("tile",))["tile"]
     return tile
 

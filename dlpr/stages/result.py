@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,9 @@ from dlpr.stages.features import task_edges
 from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
 from dlpr.stages.forces import ForceRows
 from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, arrays_of, finish_structures
-from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures
+from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.arrays import (
     METADATA,
-    check_metadata,
     checksums,
     create_array,
     create_group,
@@ -38,8 +36,8 @@ from dlpr.store.files import (
     atomic_folder,
     explained,
     fsync_directory,
+    keep_json,
     partial_path,
-    write_json,
 )
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
 
@@ -74,15 +72,9 @@ def plan(
     settings = {"sets": list(sets), "attributes": attributes, "numerics": numerics}
     inputs = {**sets, **{forces_of(name): stage for name, stage in forces.items()}}
     folder = StageFolder.create(work, "result", settings, inputs, len(sets))
-    root = folder.path / STORE
-    partial = partial_path(root)
-    with explained(root):
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            create_group(partial, {**attributes, "format_version": FORMAT_VERSION})
-            (partial / "zarr.json").replace(root / "zarr.json")
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    attributes = {**attributes, "format_version": FORMAT_VERSION}
+    group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+    keep_json(folder.path / STORE / METADATA, group)
     return folder
 
 
@@ -165,8 +157,9 @@ def _stored_order(
     rigidity: StageFolder, structures: StructureStore, forces: ForceRows | None
 ) -> Iterator[tuple[int, Block]]:
     edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
+    names = tuple(arrays_of(rigidity))
     for task, (start, stop) in enumerate(pairwise(edges.tolist())):
-        part: Block = rigidity.read_part(task, tuple(arrays_of(rigidity)))
+        part: Block = rigidity.read_part(task, names)
         if forces:
             part |= forces.read(start, stop)
         part["species"] = structures.read("species", start, stop)
@@ -330,28 +323,6 @@ def _quantiles(sketch: QuantileSketch) -> list[float] | None:
     return [sketch.quantile(q) for q in QUANTILES]
 
 
-def check(folder: StageFolder) -> None:
-    """Read a finished result as its readers will.
-
-    Raises
-    ------
-    CorruptPartError
-        For the first set that cannot be read.
-    """
-    for name, receipt in zip(folder.settings["sets"], folder.receipts(), strict=True):
-        check_metadata(folder, receipt.task)
-        chunks = [file for file in receipt.files if not file.endswith(METADATA)]
-        arrays = {PurePosixPath(chunk).parent.name for chunk in chunks}
-        try:
-            group = zarr.open_group(str(folder.path / STORE / name), mode="r")
-            for array in sorted(arrays):
-                values: Any = group[array]
-                for start in range(0, values.shape[0], CHUNK_ROWS):
-                    values[start : start + CHUNK_ROWS]
-        except UNREADABLE as error:
-            raise folder.corrupt(receipt.task, f"{STORE}/{name}", error) from error
-
-
 def publish(folder: StageFolder, output: Path) -> Path:
     """Let ``output/rigidity.zarr`` name the finished result, by one rename.
 
@@ -373,7 +344,7 @@ def publish(folder: StageFolder, output: Path) -> Path:
             partial.symlink_to(target)
             partial.replace(link)
             fsync_directory(output)
-    write_json(output / "summary.json", summary(folder))
+    keep_json(output / "summary.json", summary(folder))
     return link
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -25,14 +27,45 @@ CHUNK_ROWS = 1 << 16
 PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
 UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What Zarr raises for chunks or metadata that are gone or damaged."""
-_CACHED_CHUNKS = 96
-_CACHED_ARRAYS = 24
-"""Chunks, and arrays over the structures of a part, that a process keeps decoded."""
+CACHED_NBYTES = 1 << 24
+"""Bytes of chunks, and of arrays over structures, that a process keeps decoded of all its sets."""
 
 
 def part_name(part: int) -> str:
     """Name of a part below its stage's folder."""
     return f"parts/{part:06d}.zarr"
+
+
+class _Cache:
+    """Arrays that were used last, as many as fit a number of bytes, and the last one in any case.
+
+    Parameters
+    ----------
+    nbytes : int
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._most, self.nbytes = nbytes, 0
+        self._held: OrderedDict[object, NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The array of a key, read if it is not here."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        found = read()
+        with self._lock:
+            before = self._held.pop(key, None)  # another thread was quicker
+            self.nbytes += found.nbytes - (0 if before is None else before.nbytes)
+            self._held[key] = found
+            while self.nbytes > self._most and len(self._held) > 1:
+                self.nbytes -= self._held.popitem(last=False)[1].nbytes
+        return found
+
+
+_cache = _Cache(CACHED_NBYTES)
 
 
 class _Part:
@@ -95,25 +128,27 @@ class StructureStore:
         self.structure_offset = np.zeros(self.n_structures + 1, np.int64)
         self.group = np.zeros(self.n_structures, np.int32)
         self._parts = [_Part(folder, number) for number in range(folder.n_tasks)]
+        number_of = {name: k for k, name in enumerate(self.group_names)}
         for part, first, stop, start in zip(
             self._parts, edges[:-1, 0], edges[1:, 0], edges[:-1, 1], strict=True
         ):
             if stop > first:
-                number = [self.group_names.index(name) for name in part.names("groups")]
+                number = [number_of[name] for name in part.names("groups")]
                 self.group[first:stop] = np.asarray(number, np.int32)[part.rows("group", 0, None)]
                 self.structure_offset[first:stop] = (
                     part.rows("structure_offset", 0, None)[:-1] + start
                 )
         self.structure_offset[-1] = self.n_environments
-        self._chunk = lru_cache(maxsize=_CACHED_CHUNKS)(self._read_chunk)
-        self._whole = lru_cache(maxsize=_CACHED_ARRAYS)(self._read_whole)
 
-    def _read_whole(self, part: int, name: str) -> NDArray[Any]:
-        return self._parts[part].rows(name, 0, None)
+    def _whole(self, part: int, name: str) -> NDArray[Any]:
+        key = (self.folder.path, part, name)
+        return _cache.get(key, lambda: self._parts[part].rows(name, 0, None))
 
-    def _read_chunk(self, part: int, name: str, chunk: int) -> NDArray[Any]:
+    def _chunk(self, part: int, name: str, chunk: int) -> NDArray[Any]:
         start = chunk * CHUNK_ROWS
-        return self._parts[part].rows(name, start, start + CHUNK_ROWS)
+        rows = self._parts[part].rows
+        key = (self.folder.path, part, name, chunk)
+        return _cache.get(key, lambda: rows(name, start, start + CHUNK_ROWS))
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop`` of an array over environments."""
@@ -221,14 +256,13 @@ class StructureStore:
 
     def sources(self) -> tuple[NDArray[np.int32], list[str]]:
         """The source file of every structure: index, and file names."""
-        names: list[str] = []
+        names: dict[str, int] = {}
         index: list[NDArray[np.int32]] = []
         for part in self._parts:
             here = part.names("source_files")
-            names += [name for name in here if name not in names]
-            number = np.asarray([names.index(name) for name in here], np.int32)
+            number = np.asarray([names.setdefault(n, len(names)) for n in here], np.int32)
             index.append(number[part.rows("source_file", 0, None)])
-        return np.concatenate(index), names
+        return np.concatenate(index), list(names)
 
     def _locate(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._part_structure, index, side="right")) - 1
@@ -299,7 +333,7 @@ class StructureStore:
         )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _open(path: str, digest: str) -> StructureStore:
     return StructureStore(StageFolder(Path(path)))
 

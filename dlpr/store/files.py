@@ -182,6 +182,12 @@ def write_json(path: Path, value: object) -> None:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
+def keep_json(path: Path, value: object) -> None:
+    """Write JSON atomically, unless the file has it already."""
+    if read_json(path) != value:
+        write_json(path, value)
+
+
 def read_json(path: Path) -> Json | None:
     """JSON of a file; None where there is none or where it is not whole.
 

@@ -105,6 +105,7 @@ class StageFolder:
         self.path = Path(path)
         self._output = output
         self._known: dict[int, tuple[object, Receipt]] = {}
+        self._whole: list[Receipt] | None = None
 
     @classmethod
     def create(
@@ -216,8 +217,20 @@ class StageFolder:
         whole = all(_size(self.path / name) == size for name, (size, _) in receipt.files.items())
         return receipt if whole else None
 
+    def settle(self) -> StageFolder:
+        """Take a stage that `missing` has just found finished for whole from here on.
+
+        Its receipts and the digest of its output are then remembered and not looked for again:
+        what a run asks for some forty times. Readers still verify what they read.
+        """
+        self._whole = [self._known[task][1] for task in range(self.n_tasks)]
+        self._output = self.output_digest()
+        return self
+
     def receipts(self) -> list[Receipt]:
         """All receipts of a finished stage, in task order."""
+        if self._whole is not None:
+            return self._whole
         look_again(self.path / "receipts")
         found = [self.receipt(task) for task in range(self.n_tasks)]
         lacking = [task for task, receipt in enumerate(found) if receipt is None]
@@ -245,7 +258,7 @@ class StageFolder:
         write_json(self._receipt_path(receipt.task), {**record, "digest": digest(record)})
         return Receipt(**record)
 
-    def adopt(self, missing: Iterable[int]) -> int:
+    def adopt(self, missing: Sequence[int]) -> int:
         """Take what other plans' tasks of equal keys have put out.
 
         Files are linked, so that removing either folder leaves the other whole. A receipt's cost
@@ -256,7 +269,7 @@ class StageFolder:
         int
             How many of the missing tasks are done now.
         """
-        keys = self._keys()
+        keys = self._keys() if missing else []
         wanted = {keys[task]: task for task in missing if task < len(keys)}
         count = 0
         for other in self._siblings() if wanted else ():
@@ -384,16 +397,3 @@ def folders(work: Path) -> list[StageFolder]:
     if not work.is_dir():
         return []
     return [StageFolder(path.parent) for path in sorted(work.glob("*-*/plan.json"))]
-
-
-def describe(settings: Json, other: Json, prefix: str = "") -> list[str]:
-    """Dotted names and values of what differs between two plans' settings."""
-    lines: list[str] = []
-    for key in sorted(set(settings) | set(other)):
-        old, new = other.get(key), settings.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += describe(new, old, f"{prefix}{key}.")
-        elif old != new:
-            was, now = (json.dumps(value)[:60] for value in (old, new))
-            lines.append(f"{prefix}{key}: {was} -> {now}")
-    return lines

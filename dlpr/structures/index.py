@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def _scanned(blocks: Iterator[bytes], scan: ExtxyzScan | None) -> Iterator[bytes
 
 
 def _decompress(blocks: Iterator[bytes], scratch: Path) -> None:
-    partial = scratch.with_name(f"{scratch.name}.{os.getpid()}.partial")
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # threads of one process may do the same
+    partial = scratch.with_name(f"{scratch.name}.{own}.partial")
     try:
         with partial.open("wb") as file:
             for block in blocks:

@@ -145,6 +145,9 @@ def build_frames(
     groups = [_group(record, group_by) for record in records]
     files = [record.file for record in records]
     group_names, source_files = tuple(dict.fromkeys(groups)), tuple(dict.fromkeys(files))
+    group_of, file_of = (
+        {name: k for k, name in enumerate(names)} for names in (group_names, source_files)
+    )
     n_bins = [len(ranges) for ranges in bin_range]
     return Frames(
         position=position,
@@ -157,9 +160,9 @@ def build_frames(
         energy=np.array([record.energy for record in records], np.float64),
         stress=stress,
         weight=None if weight is None else np.array([_weight(one, weight) for one in records]),
-        group=np.array([group_names.index(name) for name in groups], np.int32),
+        group=np.array([group_of[name] for name in groups], np.int32),
         group_names=group_names,
-        source_file=np.array([source_files.index(name) for name in files], np.int32),
+        source_file=np.array([file_of[name] for name in files], np.int32),
         source_files=source_files,
         source_frame=np.array([record.frame for record in records], np.int64),
         bin_shape=bin_shape,

@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlpr.core.models import Identity, Model, Targets
 from dlpr.core.rows import Layout, row_factor, strips, sum_rows
 from dlpr.errors import JobError
 
@@ -58,3 +61,17 @@ def test_layouts_of_unequal_blocks() -> None:
     uneven = Layout((3, 0, 5))
     assert (uneven.n_blocks, uneven.n_columns) == (3, 8)
     assert [uneven.slice(block) for block in range(3)] == [slice(0, 3), slice(3, 3), slice(3, 8)]
+
+
+def test_weights_that_species_share_take_the_sum_of_blocks_and_no_stack_of_them() -> None:
+    n, width, n_species = 200, 300, 8
+    rng = np.random.default_rng(0)
+    rows, count = rng.normal(size=(n, n_species * width)), rng.random((n, n_species))
+    model = Model(Identity(width, n_species), "sum", shared=True)
+    targets = Targets(rows, count, np.zeros(n), np.ones(n))
+    tracemalloc.start()
+    total, *_ = model.sides(targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(total, rows.reshape(n, n_species, width).sum(axis=1))
+    assert peak < 2 * total.nbytes

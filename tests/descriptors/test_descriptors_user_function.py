@@ -108,6 +108,19 @@ def test_a_module_that_changes_is_refused(folder, tmp_path):
         descriptor(kept)
 
 
+def test_a_process_that_lives_on_takes_the_module_as_it_is_now(folder, tmp_path):
+    old = made(folder)
+    before = old.compute(PIECES)
+    edited = SOURCE.replace("np.clip(3.0 - d, 0, None)", "np.clip(3.0 - d, 0, None) + 1.0")
+    (tmp_path / "users_own.py").write_text(edited)
+    new = made(folder)
+    assert new.settings() != old.settings()
+    assert not np.array_equal(new.compute(PIECES), before)
+    np.testing.assert_array_equal(old.compute(PIECES), before)
+    (tmp_path / "users_own.py").write_text(SOURCE)
+    np.testing.assert_array_equal(descriptor(old.settings()).compute(PIECES), before)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -35,6 +35,7 @@ from dlpr.engine.output import clean
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.verify import damaged_tasks
 from dlpr.engine.workspace import Workspace
+from dlpr.errors import CorruptPartError
 from dlpr.job import Job
 from dlpr.store.files import members
 from dlpr.store.folder import StageFolder, folders
@@ -62,6 +63,23 @@ def flip(path: Path) -> None:
         (byte,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 4]))
+
+
+def test_many_rotten_parts_are_mended_and_one_that_rots_again_ends_the_run(tmp_path: Path) -> None:
+    steps = Pipeline(job_in(tmp_path, "out"), Workspace(tmp_path / "out", WorkExecutor(0)))
+    rotten = [CorruptPartError(f"part {task}", str(tmp_path / "stage"), task) for task in range(20)]
+
+    def each_once() -> str:
+        if rotten:
+            raise rotten.pop()
+        return "done"
+
+    def always() -> str:
+        raise CorruptPartError("part 3", str(tmp_path / "stage"), 3)
+
+    assert steps.mended(each_once) == "done"
+    with pytest.raises(CorruptPartError, match="part 3"):
+        steps.mended(always)
 
 
 READERS = {

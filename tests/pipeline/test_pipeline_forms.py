@@ -18,13 +18,14 @@ from pipeline_cases import (
     store,
 )
 
-from dlpr.engine.estimate import check_lifetime
+from dlpr.engine.estimate import check_lifetime, estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.starter import Size
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import NumericsError, ResourceError
 from dlpr.job import Job
+from dlpr.stages.cholesky import task_of, tiles
 from dlpr.stages.fold import form_of
 
 SETS = {"train": "train", "test": {"files": "test.xyz"}}
@@ -169,6 +170,32 @@ def test_tasks_that_would_outlive_their_workers_are_refused(bench: Path) -> None
     with pytest.raises(ResourceError, match=r"a worker lives 0 s: .*walltime"):
         check_lifetime(steps, Size(1 << 30, 1, 0))
     assert not list((bench / "brief/work").glob("structures-*"))
+
+
+@pytest.mark.parametrize("baseline", [{"none": {}}, {"composition": {"regularizer": 0.1}}])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_plan_and_run_agree_on_the_form(
+    bench: Path, baseline: dict[str, object], more: int
+) -> None:
+    linear = {"centre_species": "separate", "baseline": baseline}
+    given = {"test": SETS, "linear": linear, "solver": "cholesky"}
+
+    def steps(tile_columns: int) -> Pipeline:
+        numerics = {**BLOCKS, "tile_columns": tile_columns}
+        job = make_job(bench, numerics=numerics, output="agree", **given)
+        return Pipeline(job, Workspace(job.path(job.output), WorkExecutor(0)))
+
+    one = steps(steps(64).n_columns() + more)
+    assert one.form() == ("tiles" if more < 0 else "whole")
+    (factor,) = (stage for stage in estimate(one).stages if stage.stage == "factor")
+    assert (factor.n_tasks > 1) == (more < 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_task_of_a_tile_is_where_it_is_in_the_list(n: int) -> None:
+    settings = {"orders": [list(range(n)), list(range(n))[::-1]]}
+    for task, tile in enumerate(tiles(settings)):
+        assert task_of(settings, *tile) == task
 
 
 @pytest.mark.parametrize(

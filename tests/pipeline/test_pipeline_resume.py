@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,13 @@ from pipeline_cases import (
 
 from dlpr.api import worker
 from dlpr.engine.events import Event
+from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.output import read_job, write_job
+from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.workspace import Workspace
 from dlpr.job import Job
 from dlpr.stages.tasks import run_task
-from dlpr.store.folder import folders
+from dlpr.store.folder import Receipt, StageFolder, folders
 
 SYMBOLS = SPECIES[2]
 SETS = {"train": "train", "test": {"files": "test.xyz"}}
@@ -100,6 +104,66 @@ def test_a_finished_run_does_nothing(pristine: Path) -> None:
     found = run(job_in(pristine, "out"))
     assert found.tasks == {}
     assert {e.text for e in found.events if e.kind == "stage"} == {"reused"}
+
+
+def test_a_finished_run_writes_nothing_and_looks_at_a_receipt_once(
+    pristine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = run(job_in(pristine, "out")).output
+    before = {path: path.stat() for path in output.rglob("*") if path.is_file()}
+    looks: Counter[tuple[str, int]] = Counter()
+    receipt = StageFolder.receipt
+
+    def look(folder: StageFolder, task: int) -> Receipt | None:
+        looks[folder.name, task] += 1
+        return receipt(folder, task)
+
+    monkeypatch.setattr(StageFolder, "receipt", look)
+    found = run(job_in(pristine, "out"))
+    for path, state in before.items():
+        now = path.stat()
+        same = (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
+        assert same or path.name == "events.jsonl", path
+    for role in ("features of train", "rows", "rigidity of test", "result"):
+        stage = found.used[role]
+        assert [looks[stage.name, task] for task in range(stage.n_tasks)] == [1] * stage.n_tasks
+
+
+def test_the_result_looks_at_a_receipt_a_few_times_however_many_there_are(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(job_in(bench))
+    rigidity, result = before.used["rigidity of train"], before.used["result"]
+    (task,) = (k for k, name in enumerate(result.settings["sets"]) if name == "train")
+    StageFolder(result.path).withdraw(task)
+    looks: Counter[tuple[str, int]] = Counter()
+    receipt = StageFolder.receipt
+
+    def look(folder: StageFolder, number: int) -> Receipt | None:
+        looks[folder.name, number] += 1
+        return receipt(folder, number)
+
+    monkeypatch.setattr(StageFolder, "receipt", look)
+    run_task(str(result.path), task)
+    found = [looks[rigidity.name, number] for number in range(rigidity.n_tasks)]
+    assert rigidity.n_tasks >= 3
+    assert max(found) <= 5
+
+
+@pytest.mark.parametrize("place", ["zarr.json", "test/zarr.json", "test/environment_lpr/c.0"])
+def test_a_damaged_result_is_found_where_nothing_has_changed(pristine: Path, place: str) -> None:
+    output = pristine / f"rotten-{place.replace('/', '-')}"
+    shutil.copytree(pristine / "out", output, symlinks=True)
+    job = job_in(pristine, output.name)
+    run(job)
+    path = output / "rigidity.zarr" / place
+    content = bytearray(path.read_bytes())
+    whole = bytes(content)
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    steps = Pipeline(job, Workspace(output, WorkExecutor(0)))
+    steps.mended(steps.result)
+    assert (output / "rigidity.zarr" / place).read_bytes() == whole
 
 
 def test_without_some_receipts_those_tasks_alone_are_done(pristine: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stages_cases import frame, structures_of
 
 from dlpr.stages import ingest as ingest_stage
-from dlpr.stages.structures import open_structures
+from dlpr.stages.structures import _Cache, open_structures
 
 SOME = settings(
     deadline=None,
@@ -135,3 +135,36 @@ def test_names_of_groups_count_and_not_their_numbers(tmp_path: Path) -> None:
         )
     assert found[0][0] != found[1][0]
     assert found[0][1] == found[1][1]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    asked=st.lists(st.integers(0, 5), max_size=40),
+)
+def test_a_cache_gives_what_is_read_and_holds_no_more_bytes_than_it_may(
+    sizes: list[int], asked: list[int]
+) -> None:
+    cache, held, n_read = _Cache(64), {}, 0
+    for number in (k % len(sizes) for k in asked):
+
+        def read(number: int = number) -> Any:
+            nonlocal n_read
+            n_read += 1
+            return np.full(sizes[number], number, np.uint8)
+
+        n_before = n_read
+        np.testing.assert_array_equal(cache.get(number, read), np.full(sizes[number], number))
+        assert (n_read == n_before) == (number in held)
+        held.pop(number, None)
+        held[number] = sizes[number]
+        while sum(held.values()) > 64 and len(held) > 1:
+            del held[next(iter(held))]
+        assert cache.nbytes == sum(held.values())
+
+
+def test_one_array_of_more_bytes_than_a_cache_may_hold_is_held_until_the_next() -> None:
+    cache = _Cache(64)
+    large = cache.get("large", lambda: np.zeros(100, np.uint8))
+    assert cache.get("large", lambda: np.ones(1, np.uint8)) is large
+    cache.get("small", lambda: np.zeros(8, np.uint8))
+    assert cache.nbytes == 8

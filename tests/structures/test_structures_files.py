@@ -15,7 +15,7 @@ from ase.io import write
 from dlpr.errors import InputError, JobError, StoreError
 from dlpr.structures import scan
 from dlpr.structures.files import Source, expand, fingerprint, read_blocks
-from dlpr.structures.index import index_file
+from dlpr.structures.index import _decompress, index_file
 
 OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
@@ -158,6 +158,19 @@ def test_compressed_text_is_indexed_in_its_plain_copy(xyz, suffix):
     assert found.data_path.read_bytes() == xyz.read_bytes()
     assert found.offset.tolist() == plain.offset.tolist()
     assert sorted(p.name for p in xyz.parent.iterdir()) == ["scratch", packed.name, xyz.name]
+
+
+def test_two_threads_that_decompress_one_file_are_not_in_each_others_way(tmp_path):
+    scratch = tmp_path / "scratch"
+
+    def blocks():
+        yield b"first, "
+        _decompress(iter([b"first, ", b"second"]), scratch)
+        yield b"second"
+
+    _decompress(blocks(), scratch)
+    assert scratch.read_bytes() == b"first, second"
+    assert list(tmp_path.iterdir()) == [scratch]
 
 
 def test_scratch_that_cannot_be_written_is_said(xyz):
