@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import logging
 import math
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.calls import check_source, import_function, source_digest
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
 from dlpr.descriptors.kind import Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
-from dlpr.descriptors.pieces import centres_of, check_piece, sorted_species
+from dlpr.descriptors.pieces import atoms_of, centres_of, chain_of, check_piece, sorted_species
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
 _KEYS = ("call", "options", "cutoff", "n_features", "nbytes_per_atom", "folder", "source_sha256")
-_PROBE_SPACING = 3.0
-"""Å between the atoms of the structure that tells the number of columns."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,23 +58,12 @@ class UserFunction(Kind):
                 raise JobError(f"unknown key {key!r} in descriptor.python; {nearest(key, _KEYS)}")
         self.species = sorted_species(species)
         self._call = str(options.get("call"))
-        if not re.fullmatch(r"[\w.]+:\w+", self._call):
-            raise JobError(
-                f"descriptor.python.call is {self._call!r}; it must be text such as"
-                " 'module:function'. Correct the job file."
-            )
         self._options = dict(options.get("options") or {})
         self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
         self._given = options.get("n_features")
         self._nbytes_per_atom = int(options.get("nbytes_per_atom") or 0)
-        self._source = _digest(self._function)
-        planned = options.get("source_sha256")
-        if planned is not None and planned != self._source:
-            raise JobError(
-                f"the module of {self._call} is not the one that the features were planned with:"
-                f" its file has the SHA-256 {self._source[:12]}, then it was {planned[:12]}. Run"
-                " the job again, with the same file on all machines."
-            )
+        self._source = source_digest(self._function)
+        check_source(self._call, self._source, options.get("source_sha256"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the function: who unpickles imports it."""
@@ -89,26 +71,7 @@ class UserFunction(Kind):
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
-        module, _, name = self._call.partition(":")
-        if self._folder is not None and self._folder not in sys.path:
-            sys.path.append(self._folder)  # last: it hides nothing that is installed
-            importlib.invalidate_caches()
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except Exception as error:
-            _log.debug("importing %s", self._call, exc_info=True)
-            raise JobError(
-                f"descriptor.python.call: {self._call} cannot be imported:"
-                f" {type(error).__name__}: {error}. The module must be installed, or a file in the"
-                f" folder of the job ({self._folder})."
-            ) from error
-        if not callable(function):
-            raise JobError(
-                f"descriptor.python.call: {self._call} is of type {type(function).__name__}; it"
-                " must be a function. Correct the job file."
-            )
-        found: Callable[..., Any] = function
-        return found
+        return import_function(self._call, self._folder, "descriptor.python.call")
 
     @property
     def cutoff(self) -> float:
@@ -120,17 +83,13 @@ class UserFunction(Kind):
         """Number of columns."""
         if self._given is not None:
             return int(self._given)
-        n = len(self.species)
-        position = np.zeros((n, 3))
-        position[:, 0] = _PROBE_SPACING * np.arange(n)
-        cell = np.diag([_PROBE_SPACING * (n + 3), *2 * [4 * _PROBE_SPACING]])
-        chain = Piece(position, np.array(self.species, np.uint8), cell, np.ones(3, np.bool_))
         try:
-            (found,) = self._call_it([chain])
+            (found,) = self._call_it([chain_of(self.species)])
         except InputError as error:
             raise JobError(
-                f"the number of columns was asked for with a chain of {n} atom(s): {error} Give"
-                " descriptor.python.n_features if the function cannot serve such a structure."
+                f"the number of columns was asked for with a chain of {len(self.species)} atom(s):"
+                f" {error} Give descriptor.python.n_features if the function cannot serve such a"
+                " structure."
             ) from error
         return int(found.shape[1])
 
@@ -191,13 +150,9 @@ class UserFunction(Kind):
 
     def _call_it(self, pieces: Sequence[Piece]) -> list[NDArray[np.float64]]:
         """One array (n_atoms, columns) for each piece."""
-        from ase import Atoms
-
         if not pieces:
             return []
-        atoms = [
-            Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc) for piece in pieces
-        ]
+        atoms = [atoms_of(piece) for piece in pieces]
         try:
             returned = list(self._function(atoms, **self._options))
             found = [np.asarray(one, np.float64) for one in returned]
@@ -234,10 +189,3 @@ class UserFunction(Kind):
         atoms = max(n_environments, n_atoms or 0)
         per_atom = self._nbytes_per_atom + 16 * self.n_features + 200
         return 8 * n_environments * self.n_features + atoms * per_atom + CALL_NBYTES
-
-
-def _digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file of a function's module."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    path = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
