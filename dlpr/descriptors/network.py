@@ -46,7 +46,8 @@ class Network(TorchKind):
     Parameters
     ----------
     options
-        ``call``: "module:function", which returns the module; ``options``: its keywords;
+        ``call``: "module:function", which returns the module, called with float64 as torch's
+        default; ``options``: its keywords;
         ``folder``: where its Python module is, if not among the installed ones. ``state``: a file
         of weights, loaded with ``weights_only=True``, or None: the function has set them.
         ``input``: the descriptor whose rows the module takes, ``{kind: hyperparameters}``, or
@@ -112,9 +113,9 @@ class Network(TorchKind):
                     f"{call} returned {type(module).__name__}; needed is a torch.nn.Module. Correct"
                     " the function."
                 )
+            module = module.to(torch.float64).eval()
             if state is not None:
                 _load_state(torch, module, Path(state))
-            module = module.to(torch.float64).eval()
         check_digest(
             f"the network of {call}", weights_digest(module), self._planned["weights_sha256"]
         )
