@@ -82,8 +82,8 @@ class TorchKind(Kind):
                 return int(self._rows([chain], [centres_of(chain)]).shape[1])
         except InputError as error:
             raise JobError(
-                f"the number of columns was asked for with a chain of {len(self.species)} atom(s):"
-                f" {error}"
+                f"descriptor.{self.kind}: the number of columns was asked for with a chain of"
+                f" {len(self.species)} atom(s): {error}"
             ) from error
 
     @property

@@ -40,7 +40,7 @@ def imported(name: str, kind: str, package: str) -> Any:
     except ImportError as error:
         raise JobError(
             f"descriptor.{kind} needs {package}, which cannot be imported here ({error}). Install"
-            f" it: pip install 'dlpr[torch]'{'' if package == 'torch' else f' {package}'}"
+            f" it: pip install 'dlpr[torch]'{' mace-torch' if package == 'mace-torch' else ''}"
         ) from error
 
 

@@ -30,6 +30,10 @@ import numpy as np
 import torch
 
 
+def of_neighbours(distance, k):
+    return np.clip(1.0 - distance / 4.0, 0.0, None) ** 2 * np.cos(k * distance)
+
+
 def mlp(sizes, bias=False, seed=0, activation="Sigmoid"):
     """Layers of some sizes; none: a network with no hidden layer."""
     generator = torch.Generator().manual_seed(seed)
@@ -53,8 +57,7 @@ class OfAtoms(torch.nn.Module):
         found = []
         for atoms in frames:
             distance = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
-            near = np.clip(1.0 - distance / 4.0, 0.0, None) ** 2
-            found.append(np.stack([(near * np.cos(k * distance)).sum(1) for k in range(3)], 1))
+            found.append(np.stack([of_neighbours(distance, k).sum(1) for k in range(3)], 1))
         return self.net(torch.from_numpy(np.concatenate(found)))
 
 
