@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from scipy.spatial import cKDTree
-from scipy.stats import spearmanr
-from torch_cases import (
+from networks_cases import (
     MODULE,
     SOAP,
     job_of,
@@ -29,7 +27,9 @@ from torch_cases import (
     write_nets,
     write_sets,
 )
-from torch_cases import _silicon as crystal
+from networks_cases import _silicon as crystal
+from scipy.spatial import cKDTree
+from scipy.stats import spearmanr
 
 import dlpr
 from dlpr.cli import cli

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks_cases import Floats, lpr_of, pieces, rigidity, silicon, torch, worked, write_sets
 from scipy.spatial.transform import Rotation
 from small_run import _silicon
-from torch_cases import Floats, lpr_of, pieces, rigidity, silicon, torch, worked, write_sets
 
 from dlpr.descriptors import descriptor
 from dlpr.errors import JobError

@@ -13,7 +13,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
-from torch_cases import (
+from networks_cases import (
     MODULE,
     SOAP,
     Floats,

@@ -9,7 +9,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
-from torch_cases import MODULE, SOAP, Floats, pieces, torch, worked, write_nets, write_sets
+from networks_cases import MODULE, SOAP, Floats, pieces, torch, worked, write_nets, write_sets
 
 from dlpr.descriptors import Soap
 
