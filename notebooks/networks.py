@@ -233,8 +233,8 @@ plt.show()
 # ## Along a training, and against the size of the training set
 #
 # A job for every checkpoint, and for every training set with the network that was trained on it.
-# With weights at random the last layer has much of the trend already (Faraday Discuss. 2024, fig. 3);
-# the table says how near the final one an early epoch is. Structures that are added raise every LPR.
+# With weights at random the last layer has much of the trend already (Faraday Discuss. 2024,
+# fig. 3); the table says how near the final one an early epoch is, and a smaller training set.
 
 # %%
 along = {
