@@ -59,9 +59,8 @@ def stages(output: Path) -> set[str]:
     return {path.name for path in (output / "work").iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("layer", [None, "2"])
-def test_workers_of_a_cluster_give_the_bits_of_one_process(folder: Path, layer: str | None) -> None:
-    section = {"network": {**NETWORK, "layer": layer}}
+def test_workers_of_a_cluster_give_the_bits_of_one_process(folder: Path) -> None:
+    section = {"network": NETWORK}
     expected = worked(folder, section, "alone")
     local = {"local": {"workers": 2, "memory_per_worker": "1GiB"}}
     dlpr.run(job_of(folder, section, "crowd", cluster=local, store_test_features=True))
