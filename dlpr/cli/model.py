@@ -49,7 +49,9 @@ def save(results: Path, folder: Path, scale: float) -> None:
     multiple=True,
     help="What a label is called in the files: --key energy=dft_energy.",
 )
-@click.option("--trust", is_flag=True, help="Run the Python function that the model names.")
+@click.option(
+    "--trust", is_flag=True, help="Run the Python function or network that the model names."
+)
 def predict(
     model: Path,
     files: tuple[str, ...],

@@ -4,6 +4,7 @@ A job names one descriptor and its settings, ``{"soap": {...}}``, or several as 
 invariants of one density of neighbours are two kinds: ``radial``, linear in it (the l = 0
 coefficients of the spherical expansion), and ``soap``, quadratic (its power spectrum); ``lode`` is
 quadratic in the potential of all atoms. ``features`` and ``python`` are the user's own.
+``network``, ``metatomic`` and ``mace`` are latent features, or derivatives by weights, of networks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.hypers import nearest
 from dlpr.descriptors.lode import Lode
+from dlpr.descriptors.mace import Mace
+from dlpr.descriptors.metatomic import Metatomic
 from dlpr.descriptors.neighbours import DENSITY
+from dlpr.descriptors.network import Network
 from dlpr.descriptors.parts import Parts
 from dlpr.descriptors.radial_spectrum import RadialSpectrum
 from dlpr.descriptors.soap import Soap
@@ -28,8 +32,12 @@ from dlpr.structures.frames import Piece
 
 __all__ = [
     "KINDS",
+    "NETWORKS",
     "Descriptor",
     "Lode",
+    "Mace",
+    "Metatomic",
+    "Network",
     "Parts",
     "RadialSpectrum",
     "Soap",
@@ -113,9 +121,17 @@ KINDS: dict[str, Maker] = {
     "lode": Lode,
     "features": UserFeatures,
     "python": UserFunction,
+    "network": lambda options, species: Network(options, species, _input),
+    "metatomic": Metatomic,
+    "mace": Mace,
     "parts": lambda parts, species: Parts(parts, species, _part),
 }
 """Descriptors by the name they have in a job file."""
+
+INPUTS = ("soap", "radial", "lode", "features", "python")
+"""Those whose rows a network may take."""
+NETWORKS = ("network", "metatomic", "mace")
+"""Those that need torch, and run programs that come with a model."""
 
 
 def _one(
@@ -141,9 +157,14 @@ def _part(settings: Mapping[str, Any], species: Sequence[int]) -> Descriptor:
     return _one(settings, species, {k: make for k, make in KINDS.items() if k != "parts"})
 
 
+def _input(settings: Mapping[str, Any], species: Sequence[int]) -> Descriptor:
+    return _one(settings, species, {kind: KINDS[kind] for kind in INPUTS})
+
+
 def members(calculator: Descriptor) -> Iterator[Descriptor]:
-    """A descriptor, or the descriptors it is made of."""
-    yield from calculator.parts.values() if isinstance(calculator, Parts) else (calculator,)
+    """A descriptor, or the descriptors it is made of; for a network on rows, those of its input."""
+    for one in calculator.parts.values() if isinstance(calculator, Parts) else (calculator,):
+        yield one.input or one if isinstance(one, Network) else one
 
 
 def check_sets(calculators: Mapping[str, Descriptor], n_environments: Mapping[str, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,14 @@ from numpy.typing import NDArray
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
+if TYPE_CHECKING:
+    from ase import Atoms
+
 Fill = Callable[[NDArray[np.float64], list[Piece], list[NDArray[np.int64]]], None]
 """Writes the features of the centres of some pieces into rows made for them."""
+
+_CHAIN_SPACING = 3.0
+"""Å between the atoms of the structure that tells a number of columns."""
 
 
 def sorted_species(species: Sequence[int]) -> tuple[int, ...]:
@@ -34,6 +41,25 @@ def sorted_species(species: Sequence[int]) -> tuple[int, ...]:
 def centres_of(piece: Piece) -> NDArray[np.int64]:
     """Rows of the atoms whose environments are wanted."""
     return np.arange(len(piece.species)) if piece.centre is None else piece.centre
+
+
+def chain_of(species: Sequence[int]) -> Piece:
+    """An open chain of one atom of each species, which tells the columns of what is a black box.
+
+    It is periodic in a box around it.
+    """
+    n = len(species)
+    position = np.zeros((n, 3))
+    position[:, 0] = _CHAIN_SPACING * np.arange(n)
+    cell = np.diag([_CHAIN_SPACING * (n + 3), *2 * [4 * _CHAIN_SPACING]])
+    return Piece(position, np.array(species, np.uint8), cell, np.ones(3, np.bool_))
+
+
+def atoms_of(piece: Piece) -> Atoms:
+    """Convert to ASE's form."""
+    from ase import Atoms
+
+    return Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc)
 
 
 def compute_in_batches(

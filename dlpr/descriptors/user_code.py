@@ -1,11 +1,15 @@
-"""Functions that a job names: code of the user, imported and run as it is."""
+"""Functions of the user that a job names as "module:function": found, imported, recognized.
+
+A process that lives on imports a module again where its file has changed, so that what it computes
+is that of the code whose digest stands in the plan.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,63 +18,87 @@ from typing import Any
 from dlpr.errors import JobError
 
 _log = logging.getLogger(__name__)
+_imported: dict[str, str] = {}
+"""SHA-256 of the files of users' modules as they were when this process imported them."""
 
 
 def imported(call: str, folder: str | None, key: str) -> Callable[..., Any]:
-    """Import the function "module:function" of a job.
+    """Import a function: its module's code is run.
 
     Parameters
     ----------
     call : str
+        "module:function".
     folder : str, optional
-        Where its module is, if not among the installed ones.
+        Where its module is, if not among the installed ones, which it does not hide.
     key : str
         Where the job names it, for messages.
 
     Raises
     ------
     JobError
-        If it cannot be imported, or is no function.
+        If the text has another form, or there is no such function.
     """
+    if not re.fullmatch(r"[\w.]+:\w+", call):
+        raise JobError(
+            f"{key} is {call!r}; it must be text such as 'module:function'. Correct the job file."
+        )
     module, _, name = call.partition(":")
     if folder is not None and folder not in sys.path:
         sys.path.append(folder)  # last: it hides nothing that is installed
         importlib.invalidate_caches()
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = _imported_anew(module, name)
     except Exception as error:
         _log.debug("importing %s", call, exc_info=True)
         raise JobError(
-            f"{key}: {call} cannot be imported:"
-            f" {type(error).__name__}: {error}. The module must be installed, or a file in the"
-            f" folder of the job ({folder})."
+            f"{key}: {call} cannot be imported: {type(error).__name__}: {error}. The module must"
+            f" be installed, or a file in the folder of the job ({folder})."
         ) from error
     if not callable(function):
         raise JobError(
-            f"{key}: {call} is of type {type(function).__name__}; it"
-            " must be a function. Correct the job file."
+            f"{key}: {call} is of type {type(function).__name__}; it must be a function. Correct"
+            " the job file."
         )
     found: Callable[..., Any] = function
     return found
 
 
 def source_digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file of a function's module."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    path = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    """SHA-256 of the file of an imported function's module, as it was then; empty without one."""
+    home = getattr(function, "__module__", None) or ""
+    return _imported.get(home, _digest(home))
 
 
 def check_source(call: str, found: str, planned: str | None, what: str) -> None:
-    """Refuse a module whose file is another than when a plan was made.
+    """Refuse a module whose file is not the one that a plan was made with.
 
     Raises
     ------
     JobError
+        With both digests.
     """
     if planned is not None and planned != found:
         raise JobError(
-            f"the module of {call} is not the one that the {what} were planned with:"
-            f" its file has the SHA-256 {found[:12]}, then it was {planned[:12]}. Run"
-            " the job again, with the same file on all machines."
+            f"the module of {call} is not the one that the {what} were planned with: its file"
+            f" has the SHA-256 {found[:12]}, then it was {planned[:12]}. Run the job again, with"
+            " the same file on all machines."
         )
+
+
+def _imported_anew(module: str, name: str) -> Any:
+    """What a module has under a name, by its file as it is now."""
+    found = getattr(importlib.import_module(module), name)
+    home = getattr(found, "__module__", None) or module
+    if _imported.get(home, _digest(home)) != _digest(home):
+        for one in dict.fromkeys((home, module)):
+            importlib.reload(sys.modules[one])
+        found = getattr(sys.modules[module], name)
+    _imported[home] = _digest(home)
+    return found
+
+
+def _digest(module: str) -> str:
+    """SHA-256 of the file of a module that is imported; empty where it has none."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

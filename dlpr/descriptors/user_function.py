@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,17 +15,13 @@ from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
 from dlpr.descriptors.kind import Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
-from dlpr.descriptors.pieces import centres_of, check_piece, sorted_species
+from dlpr.descriptors.pieces import atoms_of, centres_of, chain_of, check_piece, sorted_species
 from dlpr.descriptors.user_code import check_source, imported, source_digest
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
 _KEYS = ("call", "options", "cutoff", "n_features", "nbytes_per_atom", "folder", "source_sha256")
-_PROBE_SPACING = 3.0
-"""Å between the atoms of the structure that tells the number of columns."""
 _log = logging.getLogger(__name__)
-_imported: dict[str, str] = {}
-"""SHA-256 of the files of users' modules as they were when this process imported them."""
 
 
 class UserFunction(Kind):
@@ -63,11 +58,6 @@ class UserFunction(Kind):
                 raise JobError(f"unknown key {key!r} in descriptor.python; {nearest(key, _KEYS)}")
         self.species = sorted_species(species)
         self._call = str(options.get("call"))
-        if not re.fullmatch(r"[\w.]+:\w+", self._call):
-            raise JobError(
-                f"descriptor.python.call is {self._call!r}; it must be text such as"
-                " 'module:function'. Correct the job file."
-            )
         self._options = dict(options.get("options") or {})
         self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
         self._given = options.get("n_features")
@@ -93,17 +83,13 @@ class UserFunction(Kind):
         """Number of columns."""
         if self._given is not None:
             return int(self._given)
-        n = len(self.species)
-        position = np.zeros((n, 3))
-        position[:, 0] = _PROBE_SPACING * np.arange(n)
-        cell = np.diag([_PROBE_SPACING * (n + 3), *2 * [4 * _PROBE_SPACING]])
-        chain = Piece(position, np.array(self.species, np.uint8), cell, np.ones(3, np.bool_))
         try:
-            (found,) = self._call_it([chain])
+            (found,) = self._call_it([chain_of(self.species)])
         except InputError as error:
             raise JobError(
-                f"the number of columns was asked for with a chain of {n} atom(s): {error} Give"
-                " descriptor.python.n_features if the function cannot serve such a structure."
+                f"the number of columns was asked for with a chain of {len(self.species)} atom(s):"
+                f" {error} Give descriptor.python.n_features if the function cannot serve such a"
+                " structure."
             ) from error
         return int(found.shape[1])
 
@@ -164,13 +150,9 @@ class UserFunction(Kind):
 
     def _call_it(self, pieces: Sequence[Piece]) -> list[NDArray[np.float64]]:
         """One array (n_atoms, columns) for each piece."""
-        from ase import Atoms
-
         if not pieces:
             return []
-        atoms = [
-            Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc) for piece in pieces
-        ]
+        atoms = [atoms_of(piece) for piece in pieces]
         try:
             returned = list(self._function(atoms, **self._options))
             found = [np.asarray(one, np.float64) for one in returned]

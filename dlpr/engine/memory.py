@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -28,8 +29,9 @@ from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
 
-BASE_NBYTES = 256 * MIB
-"""A worker with all libraries loaded, and its cache of structures (`CACHED_NBYTES`, 16 MiB)."""
+BASE_NBYTES = (256 + 192 * bool(find_spec("torch"))) * MIB
+"""A worker with all libraries loaded, and its cache of structures (`CACHED_NBYTES`, 16 MiB).
+metatensor, which featomic needs, loads torch wherever it is installed."""
 INDEX_NBYTES = 48 * MIB
 """Text of a file under its scan for frames."""
 ATOM_NBYTES = 700

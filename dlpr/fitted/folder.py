@@ -17,7 +17,7 @@ from dlpr.core.factor import HeldFactor, SpectralFactor, load_factor
 from dlpr.core.fit import Fit
 from dlpr.core.kernel import Kernel, load_kernel
 from dlpr.core.models import FeatureMap, Identity, Model
-from dlpr.descriptors import Descriptor, descriptor
+from dlpr.descriptors import NETWORKS, Descriptor, descriptor
 from dlpr.errors import JobError, StoreError
 from dlpr.fitted.model import FittedModel
 from dlpr.store.files import Json, atomic_folder, read_arrays, read_json, write_arrays, write_json
@@ -88,8 +88,8 @@ def load_model(folder: str | PathLike[str], *, trust: bool = False) -> FittedMod
     ----------
     folder : path
     trust : bool
-        Allow a descriptor that is a Python function: opening such a model imports and runs the code
-        that it names.
+        Allow a descriptor that is a Python function or a network: opening such a model runs the
+        code that it names.
 
     Raises
     ------
@@ -115,10 +115,12 @@ def load_model(folder: str | PathLike[str], *, trust: bool = False) -> FittedMod
         raise _damaged(path, f"{RECORD} does not match its digest")
     settings: Json = record["descriptor"]
     named = [settings, *settings.get("parts", {}).values()]
-    if not trust and any("python" in one for one in named):
+    runs_code = [kind for kind in ("python", *NETWORKS) if any(kind in one for one in named)]
+    if not trust and runs_code:
         raise JobError(
-            f"the descriptor of {path} is a Python function, and to open the model runs it. If "
-            "you trust where the model comes from, open it with trust=True (--trust)."
+            f"the descriptor of {path} is a {runs_code[0]}, and to open the model runs code that "
+            "is not dlpr's. If you trust where the model comes from, open it with trust=True "
+            "(--trust)."
         )
     calculator = descriptor(settings)
     try:

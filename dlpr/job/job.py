@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from dlpr.errors import JobError
 from dlpr.job.cluster import Cluster, Local
 from dlpr.job.committee import Committee
+from dlpr.job.descriptor import Descriptor
 from dlpr.job.loss import Loss
 from dlpr.job.model import Model
 from dlpr.job.presets import PRESETS
 from dlpr.job.sections import (
     Bytes,
-    Choice,
     Count,
     CountOrNone,
     Files,
     Label,
     Number,
-    Plain,
-    Positive,
     Section,
+    SetName,
     Text,
     TypeMap,
 )
 from dlpr.job.text import explain, read_mapping
 
 _WITHOUT_INFLUENCE = frozenset({"output", "cluster"})
-
-
-def _check_set_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not name.strip("."):
-        raise ValueError("a set's name needs letters, digits and _ . - only (a group of a store)")
-    if name.startswith("__") or name == "zarr.json":
-        raise ValueError("this name is reserved by Zarr; rename the set")
-    return name
-
-
-SetName = Annotated[str, AfterValidator(_check_set_name)]
 
 
 class Keys(Section):
@@ -78,68 +65,6 @@ class SetSpec(Section):
     )
     fingerprint: Literal["quick", "full"] = "quick"
     minimum_distance: Number = Field(default=0.1, description="a distance >= 0 in Å")
-
-
-class PythonCall(Section):
-    """A function of the user that gives features: code that is run as it is."""
-
-    call: str = Field(pattern=r"^[\w.]+:\w+$", description="text such as module:function")
-    options: Plain = Field(default={}, description="a mapping of the function's keywords")
-    cutoff: Positive | None = Field(
-        default=None, description="a distance > 0 in Å, or nothing: the function needs all atoms"
-    )
-    n_features: CountOrNone = None
-    nbytes_per_atom: Bytes = Field(
-        default=2**16, description="a size such as 1MiB: memory of the function for each atom"
-    )
-
-
-class Part(Choice):
-    """One descriptor; who computes it validates its hyperparameters."""
-
-    soap: Plain | None = Field(default=None, description="a mapping of featomic's hyperparameters")
-    radial: Plain | None = Field(
-        default=None, description="a mapping of featomic's hyperparameters"
-    )
-    lode: Plain | None = Field(default=None, description="a mapping of featomic's hyperparameters")
-    features: Annotated[dict[SetName, Text], Field(min_length=1)] | None = Field(
-        default=None, description="a file for each set: {train: train.npy, film: film.npy}"
-    )
-    python: PythonCall | None = Field(default=None, description="a mapping with call")
-
-    def of_set(self, name: str, base: Path) -> dict[str, Any]:
-        """The section as `dlpr.descriptors.descriptor` takes it for one set, paths absolute."""
-        if self.features is not None:
-            return {"features": {"file": str(base / Path(self.features[name]).expanduser())}}
-        section = self.model_dump(mode="json")
-        if self.python is not None:
-            section["python"]["folder"] = str(base)
-        return section
-
-
-class Descriptor(Part):
-    """One descriptor, or several side by side, each a component of its own."""
-
-    parts: Annotated[dict[SetName, Part], Field(min_length=1)] | None = Field(
-        default=None, description="a mapping of a name to a descriptor for each part"
-    )
-
-    def of_set(self, name: str, base: Path) -> dict[str, Any]:
-        """The section as `dlpr.descriptors.descriptor` takes it for one set, paths absolute."""
-        if self.parts is None:
-            return super().of_set(name, base)
-        return {"parts": {key: part.of_set(name, base) for key, part in self.parts.items()}}
-
-    def check_sets(self, names: list[str]) -> None:
-        """Refuse users' features that have not one file for each set that has structures."""
-        parts: dict[str, Part] = {"descriptor": self}
-        parts |= {f"descriptor.parts.{key}": part for key, part in (self.parts or {}).items()}
-        for place, part in parts.items():
-            if part.features is not None and sorted(part.features) != sorted(names):
-                raise ValueError(
-                    f"{place}.features: found files for {', '.join(part.features)}; needs one for"
-                    f" each set that has structures: {', '.join(names)}"
-                )
 
 
 class Numerics(Section):
@@ -180,7 +105,8 @@ class Job(Section):
         description="a set under each name: a mapping with files, or the word train",
     )
     descriptor: Descriptor = Field(
-        description="a mapping with one of: soap, radial, lode, features, python, parts"
+        description="a mapping with one of: soap, radial, lode, features, python, network, "
+        "metatomic, mace, parts"
     )
     model: Model = Field(description="a mapping with one of: linear, kernel")
     loss: Loss = Loss()

@@ -7,11 +7,12 @@ makes the messages, so that a new section or member of a choice is explained wit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from dlpr.job.text import show
 from dlpr.units import parse_bytes, parse_seconds
@@ -86,6 +87,14 @@ def _copy_plain(value: object) -> object:
         raise ValueError(f"needs finite numbers, text, lists and mappings: {error}") from None
 
 
+def _check_set_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or not name.strip("."):
+        raise ValueError("a set's name needs letters, digits and _ . - only (a group of a store)")
+    if name.startswith("__") or name == "zarr.json":
+        raise ValueError("this name is reserved by Zarr; rename the set")
+    return name
+
+
 Text = Annotated[str, Field(min_length=1, description="text")]
 Line = Annotated[
     str, Field(min_length=1, pattern=r"^[^\n\r\x00]*$", description="text on one line")
@@ -110,3 +119,4 @@ Symbol = Annotated[str, Field(pattern="^[A-Z][a-z]?$")]
 TypeMap = Annotated[dict[Count, Symbol], BeforeValidator(_check_distinct)]
 Plain = Annotated[dict[str, Any], BeforeValidator(_copy_plain)]
 Label = Annotated[Text | None, Field(description="a name in the files, as text")]
+SetName = Annotated[str, AfterValidator(_check_set_name)]

@@ -8,7 +8,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from cli_desk import Desk, crystals
 
-from dlpr.engine.estimate import ITERATIONS
+from dlpr.engine.training_costs import ITERATIONS
 
 MACE = {"mace": {"energy_weight": 2.0, "forces_weight": 30.0}}
 

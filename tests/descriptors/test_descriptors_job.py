@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from descriptors_cases import HYPERS, LODE, RADIAL
 
@@ -76,9 +78,69 @@ def test_a_call_of_python_has_its_defaults_and_the_jobs_folder():
     }
 
 
+def test_a_networks_paths_and_input_are_of_the_job():
+    own = {"features": {"train": "a.npy", "film": "/there/b.zarr"}}
+    network = {"call": "nets:make", "state": "w.pt", "layer": "last", "input": own}
+    made = job({"parts": {"net": {"network": network}, "short": {"soap": HYPERS}}})
+    assert Job.from_dict(made.resolved()).descriptor == made.descriptor
+    assert made.descriptor_of("film")["parts"]["net"] == {
+        "network": {
+            **network,
+            "options": {},
+            "state": "/somewhere/w.pt",
+            "layout": "distinct",
+            "cutoff": None,
+            "nbytes_per_atom": 2**20,
+            "folder": "/somewhere",
+            "input": {"features": {"file": "/there/b.zarr"}},
+        }
+    }
+    of_mace = job({"mace": {"file": "m.model", "trust": True}}).descriptor_of("film")
+    assert of_mace["mace"]["file"] == "/somewhere/m.model"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"network": {"call": "nets:make", "layer": "last"}},
+        {"metatomic": {"file": "m.pt"}},
+        {"mace": {"file": "m.model", "trust": True}},
+    ],
+)
+def test_without_torch_a_network_says_what_to_install(monkeypatch, section):
+    for name in ("torch", "metatomic.torch", "mace.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (kind,) = section
+    message = rf"descriptor\.{kind} needs .* pip install 'dlpr\[torch\]'"
+    with pytest.raises(JobError, match=message):
+        descriptor(job(section).descriptor_of("film"), [6])
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
+        ({"network": {"call": "a:b"}}, r"descriptor\.network: needs a layer, or an input"),
+        (
+            {"network": {"call": "a:b", "input": {"soap": HYPERS}, "cutoff": 3}},
+            r"network: cutoff is of a module that takes atoms",
+        ),
+        (
+            {"network": {"call": "a:b", "input": {"mace": {}}}},
+            r"network\.input\.mace: unknown key; .*belongs at",
+        ),
+        (
+            {"network": {"call": "a:b", "input": {"features": {"train": "a"}}}},
+            r"network\.input\.features: found files for train; needs .*: train, film",
+        ),
+        (
+            {"mace": {"file": "a"}},
+            r"mace\.trust: missing; needs true, if you trust the file: it is",
+        ),
+        (
+            {"mace": {"file": "a", "trust": False}},
+            r"mace\.trust: found false; needs true, if you trust the file",
+        ),
+        ({"metatomic": {"fil": "a"}}, r"metatomic\.fil: unknown key; did you mean `file`"),
         ({"lod": LODE}, r"descriptor\.lod: unknown key; did you mean `lode`\?"),
         ({"python": {"cal": "a:b"}}, r"descriptor\.python\.cal: unknown key; did you mean `call`"),
         ({"python": {"call": "a.b"}}, r"descriptor\.python\.call: .* text such as module:function"),

@@ -25,7 +25,7 @@ jupytext = pytest.importorskip("jupytext")
 pytest.importorskip("ipykernel")
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = ("embedded", "attach")
+NAMES = ("embedded", "attach", "networks")
 N_ATOMS = 2420
 """Of the demo's test sets."""
 
