@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from importlib.metadata import version
 from typing import TypeVar
 
 from dlpr.core.blas import blas_kernel
@@ -15,8 +13,10 @@ from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import memory
 from dlpr.engine.blocks import default_block, default_task
 from dlpr.engine.check import check_training_set
+from dlpr.engine.events import Event
+from dlpr.engine.probe import versions
 from dlpr.engine.workspace import Workspace
-from dlpr.errors import CorruptPartError, JobError, NumericsError
+from dlpr.errors import CorruptPartError, JobError, NumericsError, ResourceError
 from dlpr.job import Job, Keys, SetSpec
 from dlpr.stages import cholesky as cholesky_stage
 from dlpr.stages import derivatives as derivatives_stage
@@ -226,7 +226,11 @@ class Pipeline:
         return self._once("fold", stage, make)
 
     def factor(self) -> StageFolder:
-        """The factored Hessian, by the job's solver or by the one that is accurate enough."""
+        """The factored Hessian, by the job's solver or by the one that is accurate enough.
+
+        Where no worker could hold it whole, as QR needs it, tiles by Cholesky are kept with the
+        accuracy that they state.
+        """
         solver, model = self.job.solver, self.model()
         work, loss = self.workspace.work, self.job.loss.model_dump(mode="json")
 
@@ -248,11 +252,19 @@ class Pipeline:
             if form == "rows":
                 return by(None, "dual")
             if solver != "qr" and (solver != "auto" or model["regularizer"] > 0.0):
+                found, refused = None, None
                 with suppress(NumericsError) if solver == "auto" else nullcontext():
                     found = by_tiles() if form == "tiles" else by(self.fold("hessian"), solver)
-                    if not factor_stage.factor_facts(found)["refused"]:
+                    if not (refused := factor_stage.factor_facts(found)["refused"]):
                         return found
-                self._require_memory("whole")
+                try:
+                    self._require_memory("whole")
+                except ResourceError as error:
+                    if found is None:
+                        raise
+                    text = f"{refused}. It is kept all the same: for QR, {error}"
+                    self.workspace.tell(Event("note", "factor of the tiles", text=text))
+                    return found
             return by(self.fold("triangle"), "qr")
 
         return self._once("factor", solver, make)
@@ -386,9 +398,3 @@ class Pipeline:
                 self.workspace.mend(error)
                 self._finished.clear()
         return step()
-
-
-def versions() -> Mapping[str, str]:
-    """Versions of what computes the result."""
-    packages = ("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

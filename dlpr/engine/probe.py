@@ -13,7 +13,7 @@ from typing import Any
 from dlpr.errors import ClusterError
 from dlpr.store.files import look_again, write_json
 
-PACKAGES = ("dlpr", "numpy", "scipy", "featomic", "zarr", "ase", "distributed")
+PACKAGES = ("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed")
 
 
 def versions() -> dict[str, str]:
