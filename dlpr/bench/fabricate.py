@@ -17,6 +17,7 @@ from dlpr.bench.measure import n_cores, timed
 from dlpr.clusters import starter
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import Descriptor, Soap
+from dlpr.engine.events import Listener
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
 from dlpr.store.folder import StageFolder
@@ -92,13 +93,16 @@ def register() -> None:
     descriptors.KINDS["soap"] = make
 
 
-def write_atoms(path: Path, n_frames: int, n_atoms: int, seed: int) -> None:
-    """Frames of carbon atoms strewn at random, in extended xyz."""
+def write_atoms(path: Path, n_frames: int, n_atoms: int, seed: int, forces: bool = False) -> None:
+    """Frames of carbon atoms strewn at random, in extended xyz, with forces of 0 if need be."""
     rng = np.random.default_rng(seed)
+    columns = "Properties=species:S:1:pos:R:3" + ":forces:R:3" * forces
+    more = " 0.0 0.0 0.0" * forces
     with path.open("w") as file:
         for _ in range(n_frames):
-            lines = [f"C {x:.8f} {y:.8f} {z:.8f}" for x, y, z in rng.uniform(0, 500, (n_atoms, 3))]
-            file.write("\n".join([str(n_atoms), "Properties=species:S:1:pos:R:3", *lines, ""]))
+            places = rng.uniform(0, 500, (n_atoms, 3))
+            lines = [f"C {x:.8f} {y:.8f} {z:.8f}{more}" for x, y, z in places]
+            file.write("\n".join([str(n_atoms), columns, *lines, ""]))
 
 
 def again(steps: Pipeline, folder: StageFolder) -> float:
@@ -126,13 +130,13 @@ def fabricated_job(folder: Path, n_columns: int, **settings: Any) -> Job:
 
 
 @contextmanager
-def warm_pipeline(job: Job) -> Iterator[Pipeline]:
-    """A job's pipeline on workers of its own that know `Waves`, one for each core."""
+def warm_pipeline(job: Job, *listeners: Listener) -> Iterator[Pipeline]:
+    """A job's pipeline on workers of its own that know `Waves`."""
     register()
     running = starter(job.cluster, job.base).start(blas_kernel())
     try:
         running.client.run(register)
-        with pipeline(job, client=running.client) as steps:
+        with pipeline(job, client=running.client, listeners=listeners) as steps:
             yield steps
     finally:
         running.close()

@@ -106,11 +106,13 @@ def test_the_model_takes_what_was_measured() -> None:
         row("SOAP", 0.6, columns=300, threads=1),
         *(row("disk read", 2.0), row("disk write", 0.5), row("page cache read", 8.0)),
         *(row("client and scheduler", 3.0, workers=10), row("client and scheduler", 5.0)),
+        *(row(scaling.RIGIDITY, 0.9, columns=715), row(scaling.RIGIDITY, 0.7, columns=4000)),
         *(row("worker's own", 2.0), row("receipt", 1.0), row("smallest run", 6.0)),
     ]
     made = scaling.Constants.of(Bench(QUICK, Path(), found))
     assert made.soap == pytest.approx((0.0, 2e-6), abs=1e-12)
-    assert (made.fold, made.solve, made.factorization) == (50e9, 40e9, pytest.approx(2e-9))
+    assert made.fold == pytest.approx(50e9 * scaling.FLOOR)
+    assert (made.solve, made.factorization) == (40e9 * 0.7, pytest.approx(2e-9))
     assert (made.disk, made.handed_out, made.own) == (0.5e9, pytest.approx(5e-3), 3e-3)
 
 
@@ -147,7 +149,8 @@ def test_a_report_comes_back_and_grows(tmp_path: Path) -> None:
     report.add("sum", QUICK, iter([Row("sum", None, note="not installed")]), lambda row: None)
     again = Report.load(tmp_path)
     assert again.rows("fold") == [first]
-    assert [row.name for row in again.all_rows()] == ["fold", "sum"]
+    assert again.alike(QUICK) == ["fold", "sum"]
+    assert again.alike(Sizes()) == []
     assert again.measured["fold"]["conditions"]["versions"]["skmatter"]
     again.add("fold", QUICK, iter([replace(first, value=0.5)]), lambda row: None)
     assert [row.value for row in Report.load(tmp_path).rows("fold")] == [0.5]
