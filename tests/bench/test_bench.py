@@ -23,6 +23,7 @@ from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import StoreError
+from dlpr.store.folder import StageFolder
 
 CONSTANTS = scaling.Constants(
     fold=1e10,
@@ -73,6 +74,28 @@ def test_the_model_counts_the_tasks_of_the_plans(tmp_path: Path, tile_columns: i
     assert partials <= most <= 2 * partials + 1
     conditions = 1 if n_pairs > 1 else 0  # a last task that looks at the condition
     assert n_tasks["factor"] == steps.factor().n_tasks - conditions == n_pairs
+
+
+def test_the_model_counts_the_bytes_that_tiles_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numerics = {"tile_columns": 16, "task_environments": 64, "block_environments": 32}
+    steps = fabricated(tmp_path / "data", 48, store_train_features=False, numerics=numerics)
+    read, plain = [], StageFolder.read_part
+
+    def counted(self: StageFolder, task: int, names: Any = None) -> dict[str, Any]:
+        part = plain(self, task, names)
+        read.extend(a.nbytes for name, a in part.items() if name.startswith("sums_"))
+        return part
+
+    steps.rows()
+    monkeypatch.setattr(StageFolder, "read_part", counted)
+    steps.fold("hessian")
+    work = scaling.Workload(n_columns=48, n_environments=128, n_rows=600, n_train=600)
+    costs = scaling.stage_costs(work, CONSTANTS, steps.job.numerics, 2)
+    (folds,) = [cost for cost in costs if cost.stage == "folds"]
+    partials = 8.0 * scaling.most_partials(work, steps.job.numerics) * 48**2
+    assert folds.nbytes - partials == sum(read)
 
 
 def test_a_stage_takes_rounds_or_the_hand_out() -> None:
