@@ -102,7 +102,7 @@ def _overhead(report: Report, ax: Axes) -> None:
         ax.barh(labels, share, left=left, height=0.5, label=part)
         left = [a + b for a, b in zip(left, share, strict=True)]
     ax.axvline(5.0, color=_PEER, linestyle="--")
-    ax.set(xlabel="% of the run's core-seconds")
+    ax.set(xlabel="% of the run's core-seconds in which no task computed")
     ax.legend(fontsize=8)
 
 
