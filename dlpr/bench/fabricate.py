@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
 from dlpr.store.folder import StageFolder
 from dlpr.structures.frames import Piece
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FREQUENCY = 40.0
 """Radians per Å of the waves: neighbouring rows are independent, the Hessian has full rank."""
@@ -130,13 +133,22 @@ def fabricated_job(folder: Path, n_columns: int, **settings: Any) -> Job:
 
 
 @contextmanager
-def warm_pipeline(job: Job, *listeners: Listener) -> Iterator[Pipeline]:
-    """A job's pipeline on workers of its own that know `Waves`."""
+def warm_client(job: Job) -> Iterator[Client]:
+    """Workers of a job's own that know `Waves`."""
     register()
     running = starter(job.cluster, job.base).start(blas_kernel())
     try:
         running.client.run(register)
-        with pipeline(job, client=running.client, listeners=listeners) as steps:
-            yield steps
+        yield running.client
     finally:
         running.close()
+
+
+@contextmanager
+def warm_pipeline(job: Job, *listeners: Listener) -> Iterator[Pipeline]:
+    """A job's pipeline on such workers."""
+    with (
+        warm_client(job) as client,
+        pipeline(job, client=client, listeners=listeners) as steps,
+    ):
+        yield steps

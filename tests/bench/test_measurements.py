@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -42,9 +42,12 @@ SMALLEST = {
 
 
 @contextmanager
-def in_process(job: Job, *listeners: Listener) -> Iterator[Pipeline]:
+def in_process(
+    job: Job, *others: Listener, client: object = None, listeners: tuple[Listener, ...] = ()
+) -> Iterator[Pipeline]:
     fabricate.register()
-    yield Pipeline(job, Workspace(job.path(job.output), WorkExecutor(0), *listeners))
+    told = (*others, *listeners)
+    yield Pipeline(job, Workspace(job.path(job.output), WorkExecutor(0), *told))
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +56,11 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(descriptors, "KINDS", dict(descriptors.KINDS))
     monkeypatch.setattr(frames, "SOAP", SMALLEST)
-    for module in (growth, memory, precision, tiles):
+    for module in (memory, tiles):
         monkeypatch.setattr(module, "warm_pipeline", in_process)
+    for module in (growth, precision):
+        monkeypatch.setattr(module, "warm_client", nullcontext)
+        monkeypatch.setattr(module, "pipeline", in_process)
 
 
 def taken(module: ModuleType, folder: Path, data: Path = Path("nowhere")) -> dict[str, Row]:
