@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,14 @@ from dlpr.bench.measure import n_cores, timed
 from dlpr.clusters import starter
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import Descriptor, Soap
+from dlpr.engine.events import Listener
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
 from dlpr.store.folder import StageFolder
 from dlpr.structures.frames import Piece
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FREQUENCY = 40.0
 """Radians per Å of the waves: neighbouring rows are independent, the Hessian has full rank."""
@@ -92,13 +96,16 @@ def register() -> None:
     descriptors.KINDS["soap"] = make
 
 
-def write_atoms(path: Path, n_frames: int, n_atoms: int, seed: int) -> None:
-    """Frames of carbon atoms strewn at random, in extended xyz."""
+def write_atoms(path: Path, n_frames: int, n_atoms: int, seed: int, forces: bool = False) -> None:
+    """Frames of carbon atoms strewn at random, in extended xyz, with forces of 0 if need be."""
     rng = np.random.default_rng(seed)
+    columns = "Properties=species:S:1:pos:R:3" + ":forces:R:3" * forces
+    more = " 0.0 0.0 0.0" * forces
     with path.open("w") as file:
         for _ in range(n_frames):
-            lines = [f"C {x:.8f} {y:.8f} {z:.8f}" for x, y, z in rng.uniform(0, 500, (n_atoms, 3))]
-            file.write("\n".join([str(n_atoms), "Properties=species:S:1:pos:R:3", *lines, ""]))
+            places = rng.uniform(0, 500, (n_atoms, 3))
+            lines = [f"C {x:.8f} {y:.8f} {z:.8f}{more}" for x, y, z in places]
+            file.write("\n".join([str(n_atoms), columns, *lines, ""]))
 
 
 def again(steps: Pipeline, folder: StageFolder) -> float:
@@ -126,13 +133,22 @@ def fabricated_job(folder: Path, n_columns: int, **settings: Any) -> Job:
 
 
 @contextmanager
-def warm_pipeline(job: Job) -> Iterator[Pipeline]:
-    """A job's pipeline on workers of its own that know `Waves`, one for each core."""
+def warm_client(job: Job) -> Iterator[Client]:
+    """Workers of a job's own that know `Waves`."""
     register()
     running = starter(job.cluster, job.base).start(blas_kernel())
     try:
         running.client.run(register)
-        with pipeline(job, client=running.client) as steps:
-            yield steps
+        yield running.client
     finally:
         running.close()
+
+
+@contextmanager
+def warm_pipeline(job: Job, *listeners: Listener) -> Iterator[Pipeline]:
+    """A job's pipeline on such workers."""
+    with (
+        warm_client(job) as client,
+        pipeline(job, client=client, listeners=listeners) as steps,
+    ):
+        yield steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,27 @@ def write_carbon(folder: Path, n_environments: int, train_frames: int) -> int:
     """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    _write(folder / "train.xyz", (carbon(TRAIN, rng) for _ in range(train_frames)))
+    write_frames(folder / "train.xyz", (carbon(TRAIN, rng) for _ in range(train_frames)))
     n_large = round(n_environments / 2 / LARGE)
     for k in range(n_large):
-        _write(folder / f"test-large-{k:03d}.xyz", iter([carbon(LARGE, rng)]))
+        write_frames(folder / f"test-large-{k:03d}.xyz", iter([carbon(LARGE, rng)]))
     n_small = (n_environments - n_large * LARGE) // SMALL
     for k in range(0, n_small, _FRAMES_PER_FILE):
         count = min(_FRAMES_PER_FILE, n_small - k)
-        _write(folder / f"test-small-{k:06d}.xyz", (carbon(SMALL, rng) for _ in range(count)))
+        write_frames(folder / f"test-small-{k:06d}.xyz", (carbon(SMALL, rng) for _ in range(count)))
     return n_large * LARGE + n_small * SMALL
 
 
-def _write(path: Path, frames: Iterator[ase.Atoms]) -> None:
+def write_frames(path: Path, frames: Iterator[ase.Atoms]) -> None:
+    """Write frames as extended xyz."""
     ase.io.write(path, list(frames), format="extxyz")
+
+
+def frame_text(atoms: ase.Atoms) -> str:
+    """A frame as `write_frames` writes it."""
+    text = StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue()
 
 
 def carbon_job(folder: Path, workers: int, **settings: Any) -> Job:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,13 @@ PACKAGES = (
     *("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed"),
     *("google-crc32c", "skmatter"),
 )
+DATA = Path("../shared/data")
+"""Where the developers' data lie, beside a checkout."""
+FEWEST_COLUMNS, FEWEST_ENVIRONMENTS = 32, 200
+"""D at least, and environments of a whole run: one small frame."""
+MOST_ROWS = 1 << 20
+"""Stored rows that are enough for any D: each is a structure in a file."""
+CORETYPE = "OPENBLAS_CORETYPE"
 OURS = "dlpr"
 """Name of dlpr's own samples; all others are of peers."""
 
@@ -89,6 +98,16 @@ class Sizes:
         Simulated workers.
     simulated_tasks : int
         For each number of workers.
+    tiled_columns : (int, int)
+        D at which tiles are held against one piece, and D that goes beyond a worker's memory.
+    tiled_rows, tile_columns : int
+        Rows of these training sets, and columns of a tile.
+    memory_environments : tuple of int
+        Of runs whose workers' memory is compared.
+    grown_environments : int
+        Of a training set before it grows: more than one part of the structures.
+    is_quick : bool
+        Whether figures mean nothing.
     """
 
     columns: tuple[int, ...] = (715, 1300, 2000, 4000)
@@ -101,10 +120,17 @@ class Sizes:
     serial_seconds: float = 120.0
     workers: tuple[int, ...] = (10, 100, 300)
     simulated_tasks: int = 1500
+    tiled_columns: tuple[int, int] = (6000, 30_000)
+    tiled_rows: int = 6000
+    tile_columns: int = 4096
+    memory_environments: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    grown_environments: int = 300_000
+    is_quick: bool = False
 
     def n_rows(self, n_columns: int) -> int:
         """Stored rows, or environments, of a D."""
-        return max(self.fewest_numbers // n_columns, self.rows_per_column * n_columns)
+        some = min(MOST_ROWS, self.fewest_numbers // n_columns)
+        return max(some, self.rows_per_column * n_columns)
 
 
 QUICK = Sizes(
@@ -118,6 +144,12 @@ QUICK = Sizes(
     serial_seconds=5.0,
     workers=(10,),
     simulated_tasks=100,
+    tiled_columns=(200, 400),
+    tiled_rows=150,
+    tile_columns=96,
+    memory_environments=(1_000, 4_000),
+    grown_environments=6400,
+    is_quick=True,
 )
 """Shows that everything runs; its figures mean nothing."""
 
@@ -133,11 +165,14 @@ class Bench:
         A folder for its files, on the disk whose speed counts.
     found : list of Row
         All that was measured before.
+    data : Path
+        A folder of carbon structures of the literature, which may be absent.
     """
 
     sizes: Sizes
     scratch: Path
     found: list[Row]
+    data: Path = DATA
 
     def rows(self, name: str, **size: object) -> list[Row]:
         """Rows of a name and a size that have a value."""
@@ -210,6 +245,7 @@ def conditions() -> Json:
         "processor": _processor(),
         "memory_nbytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "blas": blas_kernel(),
+        "held_back": held_back(),
         "environment": {
             name: value
             for name, value in os.environ.items()
@@ -217,6 +253,29 @@ def conditions() -> Json:
         },
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
     }
+
+
+def held_back() -> str | None:
+    """Say whether the environment keeps OpenBLAS from the kernel that it takes by itself here.
+
+    dlpr's own setting is not meant: embedded workers get the kernel of this process. What counts
+    is what was set before it began.
+    """
+    asked = os.environ.get(CORETYPE)
+    if asked is None:
+        return None
+    environment = {name: value for name, value in os.environ.items() if name != CORETYPE}
+    code = "from dlpr.core.blas import blas_kernel; print(blas_kernel())"
+    free = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if free == blas_kernel():
+        return None
+    return (
+        f"{CORETYPE}={asked} in the environment holds BLAS to {blas_kernel()}; by itself it would "
+        f"take {free} here. All figures, dlpr's and its peers', are of the former: unset "
+        f"{CORETYPE} to measure this machine at its best."
+    )
 
 
 def _processor() -> str:

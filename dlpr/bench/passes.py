@@ -28,7 +28,8 @@ from dlpr.store.folder import StageFolder
 FloatArray = NDArray[np.float64]
 FRAME_ATOMS = 64
 """Atoms of a fabricated structure with more than one."""
-MOST_QR_COLUMNS = 2000
+LARGE_COLUMNS, FEW_REPEATS = 2000, 2
+"""Beyond so many columns a route of minutes is repeated less often."""
 
 
 def fabricate_rows(folder: Path, n_columns: int, n_rows: int, n_test: int) -> None:
@@ -112,8 +113,8 @@ def measure_fold(bench: Bench) -> Iterator[Row]:
         fabricate_rows(folder, d, bench.sizes.n_rows(d), FRAME_ATOMS)
         with warm_pipeline(fabricated_job(folder, d, store_train_features=False)) as steps:
             yield _fold(steps, d, bench.sizes.repeats)
-            if d <= MOST_QR_COLUMNS:
-                yield _routes(steps, d, bench.sizes.repeats)
+            few = bench.sizes.repeats if d <= LARGE_COLUMNS else FEW_REPEATS
+            yield _routes(steps, d, few)
 
 
 def _fold(steps: Pipeline, d: int, repeats: int) -> Row:

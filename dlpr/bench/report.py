@@ -13,12 +13,22 @@ from dlpr.errors import StoreError
 from dlpr.store.files import read_json, write_json
 from dlpr.tables import TextTable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE = "bench.json"
-HOURS = "10^8 environments"
+HOURS, LOAD, TRAFFIC = "10^8 environments", "scheduler's load", "bytes moved"
+"""Rows of the scaling model by D and workers: hours of a run, the share of it in which client and
+scheduler are busy, and what workers read and write together."""
+LOADED = 10
+"""Workers from which on load and traffic are shown."""
 SCALING_CAPTION = (
     "one core each; training set of 20 D structures of 64 atoms; features computed, never stored; "
     "constants of this machine, a file system of 10 GB/s; a factor in tiles stays in page caches"
+)
+
+
+LOAD_CAPTION = (
+    "by the number of workers; load: share of the run in which client and scheduler are busy (much "
+    "above 50 %, make longer tasks); bytes: parts, partials and results, a factor once a worker"
 )
 
 
@@ -59,9 +69,13 @@ class Report:
         """Rows of one measurement."""
         return [Row(**row) for row in self.measured.get(name, {"rows": []})["rows"]]
 
-    def all_rows(self) -> list[Row]:
-        """Rows of all measurements."""
-        return [row for name in self.measured for row in self.rows(name)]
+    def alike(self, sizes: Sizes) -> list[str]:
+        """Measurements whose figures may stand beside those of other sizes: quick ones, or not."""
+        return [
+            name
+            for name, record in self.measured.items()
+            if record["sizes"]["is_quick"] == sizes.is_quick
+        ]
 
     def add(
         self, name: str, sizes: Sizes, rows: Iterator[Row], tell: Callable[[Row], None]
@@ -136,23 +150,36 @@ def limit_table(found: list[Row]) -> TextTable:
     return TextTable("What the machine does", ("limit", "size", "value", ""), 2, rows)
 
 
-def scaling_table(found: list[Row]) -> TextTable:
-    """Hours for 10^8 environments by D and workers, and what a worker needs."""
-    hours = [row for row in found if row.name == HOURS]
-    columns = sorted({row.size["columns"] for row in hours})
-    workers = sorted({row.size["workers"] for row in hours})
+def scaling_tables(found: list[Row]) -> list[TextTable]:
+    """Hours for 10^8 environments by D and workers, what a worker needs, what the others bear."""
     kinds = list(dict.fromkeys(row.name for row in found if set(row.size) == {"columns"}))
+    many = [row for row in found if row.size.get("workers", LOADED) >= LOADED]
+    return [
+        _by_columns("10^8 environments, by the model", found, (HOURS,), kinds, SCALING_CAPTION),
+        _by_columns(
+            "10^8 environments, scheduler and files", many, (LOAD, TRAFFIC), (), LOAD_CAPTION
+        ),
+    ]
+
+
+def _by_columns(
+    title: str, found: list[Row], shared: Sequence[str], own: Sequence[str], caption: str
+) -> TextTable:
+    """A row for each D: figures by workers, then those that know none."""
     value = {(row.name, row.size.get("columns"), row.size.get("workers")): row for row in found}
+    of_shared = [row.size for row in found if row.name in shared]
+    workers = sorted({size["workers"] for size in of_shared})
+    heads = [(name, n) for name in shared for n in workers]
     rows = [
         [
             f"{d:,}",
-            *(show_value(value[HOURS, d, n]) for n in workers),
-            *(show_value(value[kind, d, None]) for kind in kinds),
+            *(show_value(value[name, d, n]) for name, n in [*heads, *((k, None) for k in own)]),
         ]
-        for d in columns
+        for d in sorted({size["columns"] for size in of_shared})
     ]
-    names = ("D", *(f"{n:,} worker{'s' * (n > 1)}" for n in workers), *kinds)
-    return TextTable("10^8 environments, by the model", names, 0, rows, SCALING_CAPTION)
+    named = len(shared) > 1
+    names = [f"{name}, {n:,}" if named else f"{n:,} worker{'s' * (n > 1)}" for name, n in heads]
+    return TextTable(title, ("D", *names, *own), 0, rows, caption)
 
 
 def tables(report: Report, names: Sequence[str]) -> list[TextTable]:
@@ -160,5 +187,5 @@ def tables(report: Report, names: Sequence[str]) -> list[TextTable]:
     rows = [row for name in names if name != "scaling" for row in report.rows(name)]
     scaling = report.rows("scaling") if "scaling" in names else []
     beside = [row for row in scaling if row.against]
-    made = [limit_table(rows), pass_table(rows + beside), scaling_table(scaling)]
+    made = [limit_table(rows), pass_table(rows + beside), *scaling_tables(scaling)]
     return [table for table in made if table.rows]

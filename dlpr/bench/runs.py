@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 
 from dlpr.bench.frames import SMALL, SOAP, TRAIN, carbon_job, small_frames, write_carbon
 from dlpr.bench.measure import Bench, Json, Row, n_cores, timed
+from dlpr.bench.overhead import split, tasks_of
 from dlpr.bench.peers import FeatomicAlone
 from dlpr.engine.estimate import estimate
 from dlpr.engine.executors import WorkExecutor
@@ -40,8 +42,8 @@ class Run:
     seconds : float
     again : list of float
         Seconds of runs after it, with nothing changed.
-    task_seconds : float
-        CPU time inside tasks.
+    overhead : dict of str to float
+        Core-seconds in which no task computed, see `dlpr.bench.overhead`.
     worker_nbytes : int
         Largest resident memory of a worker.
     promised_nbytes : int
@@ -52,7 +54,7 @@ class Run:
 
     seconds: float
     again: list[float]
-    task_seconds: float
+    overhead: dict[str, float]
     worker_nbytes: int
     promised_nbytes: int
     nbytes: int
@@ -67,15 +69,16 @@ def run(folder: Path, workers: int) -> Run:
     promised = estimate(Pipeline(job, scout)).peak_nbytes
     command = [sys.executable, "-m", "dlpr", "run", str(path)]
     watched = _Watched(command)
+    begin = time.time()
     seconds = timed(watched.finish)
-    again = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(_AGAIN)]
     lines = (folder / f"results-{workers}" / "events.jsonl").read_text().splitlines()
+    again = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(_AGAIN)]
     events = [json.loads(line) for line in lines]
     costs = [event["receipt"]["cost"] for event in events if event["kind"] == "task"]
     return Run(
         seconds,
         again,
-        sum(cost["cpu_seconds"] for cost in costs),
+        split(tasks_of(events), workers, begin, begin + seconds),
         max(cost["peak_nbytes"] for cost in costs),
         promised,
         watched.nbytes,
@@ -166,9 +169,13 @@ def _figures(done: Run, size: Json) -> Iterator[Row]:
     yield Row(
         "peak memory of a worker / promise", peak / promise, "", size, against, 1.0, True, {}, note
     )
-    idle = 1.0 - done.task_seconds / (done.seconds * size["workers"])
-    note = "core-seconds of the run in which no task computed"
-    yield Row("overhead", idle, "", size, "the run's core-seconds", 0.05, True, {}, note)
+    whole, against = done.seconds * size["workers"], "the run's core-seconds"
+    value = sum(done.overhead.values()) / whole
+    note = "all core-seconds but the CPU time inside tasks; its parts follow"
+    yield Row("overhead", value, "", size, against, 0.05, True, {}, note)
+    for part, spent in done.overhead.items():
+        seconds = {"core-seconds": [spent]}
+        yield Row(f"overhead: {part}", spent / whole, "", size, against, samples=seconds)
 
 
 def _one_worker(folder: Path, all_cores: Run, size: Json) -> Iterator[Row]:

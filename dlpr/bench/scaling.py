@@ -16,7 +16,7 @@ import numpy as np
 from dlpr.bench.fabricate import Waves
 from dlpr.bench.frames import LARGE
 from dlpr.bench.measure import Bench, Json, Row
-from dlpr.bench.report import HOURS
+from dlpr.bench.report import HOURS, LOAD, TRAFFIC
 from dlpr.core.rows import Layout
 from dlpr.core.tiles import Tiling
 from dlpr.engine import memory
@@ -33,11 +33,12 @@ COLUMNS = (1_000, 3_000, 10_000, 30_000, 50_000)
 WORKERS = (1, 2, 10, 100, 1_000)
 ROWS_PER_COLUMN, ATOMS_PER_ROW = 20, 64
 """The training set that is reckoned with: structures for each column, atoms of each."""
-EFFICIENCY = 0.85
-"""Share of the machine's limits that a pass reaches: the floor of the table."""
+FLOOR = 0.85
+"""Share of the machine's limits that a pass reaches, where that is not measured."""
 FILE_SYSTEM = 1e10
 """Bytes per second that a parallel file system gives all workers together: assumed."""
 RESULT_NBYTES = 17
+RIGIDITY = "rigidity of stored features"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Constants:
     Attributes
     ----------
     fold, solve : float
-        Operations per second of dsyrk and dtrmm.
+        Operations per second of the passes: of dsyrk and dtrmm, times the share of them that
+        `passes` measured on all cores.
     factorization : float
         Seconds over D^3.
     soap : tuple of float
@@ -82,8 +84,8 @@ class Constants:
         seconds = [1e-3 * (row.value or 0.0) for row in measured]
         slope, constant = np.polyfit(columns, seconds, 1)
         return cls(
-            fold=1e9 * bench.value("dsyrk", threads=1),
-            solve=1e9 * bench.value("dtrmm", threads=1),
+            fold=1e9 * bench.value("dsyrk", threads=1) * _share(bench, "fold of stored rows"),
+            solve=1e9 * bench.value("dtrmm", threads=1) * _share(bench, RIGIDITY),
             factorization=largest.value / largest.size["columns"] ** 3,
             soap=(max(0.0, float(constant)), max(0.0, float(slope))),
             disk=1e9 * min(bench.value("disk read"), bench.value("disk write")),
@@ -92,6 +94,11 @@ class Constants:
             own=1e-3 * (bench.value("worker's own") + bench.value("receipt")),
             start=bench.value("smallest run"),
         )
+
+
+def _share(bench: Bench, name: str) -> float:
+    """What a pass reached at the largest D."""
+    return min(1.0, bench.value(name)) if bench.rows(name) else FLOOR
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ def stage_costs(
     tiles, depth = tiling(d, numerics), most_partials(work, numerics)
     n_atoms = work.n_train + work.n_environments
     features = constants.soap[0] + constants.soap[1] * d
-    solve = square / constants.solve / EFFICIENCY
+    solve = square / constants.solve
     if tiles.n_tiles > 1:  # the factor is read anew for so many environments
         solve += 4.0 * square / TILED_ROWS / constants.cache
     rows_nbytes = 8.0 * work.n_rows * d
@@ -162,8 +169,9 @@ def stage_costs(
         return StageCost(name, n_tasks, core_seconds / n_tasks, nbytes)
 
     n_train_tasks, n_tasks = ceil(work.n_train / size), ceil(work.n_environments / size)
-    fold = work.n_rows * square / constants.fold / EFFICIENCY
-    reading = rows_nbytes * (tiles.n_tiles + 1) / 2 + 8.0 * depth * square
+    fold = work.n_rows * square / constants.fold
+    # a part's checksum is of all its columns, so every tile's task reads them all
+    reading = rows_nbytes * len(tiles.pairs()) + 8.0 * depth * square
     results = RESULT_NBYTES * work.n_environments
     return [
         stage("structures", ceil(n_atoms / TASK_ATOMS), n_atoms / PARSED_ATOMS, 120.0 * n_atoms),
@@ -232,9 +240,13 @@ def measure(bench: Bench) -> Iterator[Row]:
             size: Json = {"columns": d, "workers": n_workers, "environments": ENVIRONMENTS}
             samples = {stage: [seconds] for stage, seconds in stages.items()}
             yield Row(HOURS, sum(stages.values()) / 3600, "h", size, samples=samples)
-        costs = stage_costs(work, constants, numerics, WORKERS[-1])
+            costs = stage_costs(work, constants, numerics, n_workers)
+            n_tasks, nbytes = (sum(getattr(c, of) for c in costs) for of in ("n_tasks", "nbytes"))
+            load = 100 * n_tasks * constants.handed_out / sum(stages.values())
+            yield Row(LOAD, load, "%", size)
+            yield Row(TRAFFIC, 1e-12 * nbytes, "TB", size)
         size = {"columns": d}
-        yield Row("tasks", sum(cost.n_tasks for cost in costs), "tasks", size)
+        yield Row("tasks", n_tasks, "tasks", size)
         yield Row("depth of the combination", most_partials(work, numerics), "partials", size)
         yield Row("chunk rows", default_block(d), "environments", size)
         yield Row("memory of a worker", worker_nbytes(work, numerics) / 2**30, "GiB", size)

@@ -8,18 +8,24 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from dlpr.bench.measure import Bench, Row, Sizes
+from dlpr.bench.measure import DATA, Bench, Row, Sizes
 from dlpr.bench.report import Report
+from dlpr.store.files import explained
 
 MEASUREMENTS = {
     "limits": "dlpr.bench.limits:measure",
     "sum": "dlpr.bench.passes:measure_sum",
     "fold": "dlpr.bench.passes:measure_fold",
+    "forces": "dlpr.bench.forces:measure",
     "rigidity": "dlpr.bench.passes:measure_rigidity",
     "features": "dlpr.bench.passes:measure_features",
     "accuracy": "dlpr.bench.accuracy:measure",
+    "float32": "dlpr.bench.precision:measure",
     "peers": "dlpr.bench.naive:measure",
+    "tiles": "dlpr.bench.tiles:measure",
+    "growth": "dlpr.bench.growth:measure",
     "run": "dlpr.bench.runs:measure",
+    "memory": "dlpr.bench.memory:measure",
     "simulate": "dlpr.bench.simulate:measure",
     "scaling": "dlpr.bench.scaling:measure",
 }
@@ -42,6 +48,7 @@ def run_bench(
     only: Sequence[str] = (),
     begin: Callable[[str], None] = lambda name: None,
     tell: Callable[[Row], None] = lambda row: None,
+    data: Path = DATA,
 ) -> Report:
     """Take measurements and write them to ``bench.json``.
 
@@ -54,16 +61,26 @@ def run_bench(
         Keys of `MEASUREMENTS`; none: all.
     begin, tell : callable
         Told of every measurement that begins, and of every row.
+    data : Path
+        See `Bench`.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be written to, or another version wrote in it.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
     report = Report.load(output)
-    for name in wanted(only, report.measured):
+    for name in wanted(only, report.alike(sizes)):
         begin(name)
         module, _, function = MEASUREMENTS[name].partition(":")
         measure: Callable[[Bench], Iterator[Row]] = getattr(import_module(module), function)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".scratch", dir=output))
+        with explained(output):
+            scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", suffix=".scratch", dir=output))
         try:
-            bench = Bench(sizes, scratch, report.all_rows())
+            found = [row for other in report.alike(sizes) for row in report.rows(other)]
+            bench = Bench(sizes, scratch, found, data)
             report.add(name, sizes, measure(bench), tell)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

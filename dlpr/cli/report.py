@@ -156,9 +156,9 @@ def committee_lines(result: Result) -> list[str]:
 
 
 def thread_line(job: Job) -> str:
-    """How the cores of the workers are shared out."""
+    """How the cores of a worker are shared out: see `worker_environment` for Rayon's."""
     numerics, size = job.numerics, starter(job.cluster, job.base).size
     return (
-        f"threads: a worker does {size.threads} task(s) at once; BLAS {numerics.blas_threads} a "
-        f"task ({numerics.factor_threads} in the factorization)"
+        f"threads of a worker: Dask {size.threads} (tasks at once), BLAS {numerics.blas_threads} a "
+        f"task ({numerics.factor_threads} in the factorization), Rayon {size.threads} (featomic)"
     )

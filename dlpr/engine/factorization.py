@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from dlpr.engine import choice, memory
 from dlpr.engine.check import check_committee
+from dlpr.engine.events import Event
 from dlpr.engine.factor_size import FactorSize, takes_basis
-from dlpr.errors import NumericsError
+from dlpr.errors import NumericsError, ResourceError
 from dlpr.stages import cholesky as cholesky_stage
 from dlpr.stages import committee as committee_stage
 from dlpr.stages import factor as factor_stage
@@ -47,11 +48,19 @@ def chosen_factor(steps: Pipeline) -> StageFolder:
     if form == "rows":
         return by(None, "dual")
     if solver != "qr" and (solver != "auto" or least > 0.0):
+        found, refused = None, None
         with suppress(NumericsError) if solver == "auto" else nullcontext():
             found = by_tiles() if form == "tiles" else by(steps.fold("hessian"), solver)
-            if not factor_stage.factor_facts(found)["refused"]:
+            if not (refused := factor_stage.factor_facts(found)["refused"]):
                 return found
-        require_memory(steps, "whole")
+        try:
+            require_memory(steps, "whole")
+        except ResourceError as error:
+            if found is None:
+                raise
+            text = f"{refused}. It is kept all the same: for QR, {error}"
+            steps.workspace.tell(Event("note", "factor of the tiles", text=text))
+            return found
     return by(steps.fold("triangle"), "auto" if solver == "auto" else "qr")
 
 

@@ -23,6 +23,7 @@ from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import StoreError
+from dlpr.store.folder import StageFolder
 
 CONSTANTS = scaling.Constants(
     fold=1e10,
@@ -75,6 +76,28 @@ def test_the_model_counts_the_tasks_of_the_plans(tmp_path: Path, tile_columns: i
     assert n_tasks["factor"] == steps.factor().n_tasks - conditions == n_pairs
 
 
+def test_the_model_counts_the_bytes_that_tiles_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numerics = {"tile_columns": 16, "task_environments": 64, "block_environments": 32}
+    steps = fabricated(tmp_path / "data", 48, store_train_features=False, numerics=numerics)
+    read, plain = [], StageFolder.read_part
+
+    def counted(self: StageFolder, task: int, names: Any = None) -> dict[str, Any]:
+        part = plain(self, task, names)
+        read.extend(a.nbytes for name, a in part.items() if name.startswith("sums_"))
+        return part
+
+    steps.rows()
+    monkeypatch.setattr(StageFolder, "read_part", counted)
+    steps.fold("hessian")
+    work = scaling.Workload(n_columns=48, n_environments=128, n_rows=600, n_train=600)
+    costs = scaling.stage_costs(work, CONSTANTS, steps.job.numerics, 2)
+    (folds,) = [cost for cost in costs if cost.stage == "folds"]
+    partials = 8.0 * scaling.most_partials(work, steps.job.numerics) * 48**2
+    assert folds.nbytes - partials == sum(read)
+
+
 def test_a_stage_takes_rounds_or_the_hand_out() -> None:
     assert scaling.stage_seconds(10, 2.0, 5, 0.0) == 4.0
     assert scaling.stage_seconds(11, 2.0, 5, 0.0) == 6.0
@@ -106,11 +129,13 @@ def test_the_model_takes_what_was_measured() -> None:
         row("SOAP", 0.6, columns=300, threads=1),
         *(row("disk read", 2.0), row("disk write", 0.5), row("page cache read", 8.0)),
         *(row("client and scheduler", 3.0, workers=10), row("client and scheduler", 5.0)),
+        *(row(scaling.RIGIDITY, 0.9, columns=715), row(scaling.RIGIDITY, 0.7, columns=4000)),
         *(row("worker's own", 2.0), row("receipt", 1.0), row("smallest run", 6.0)),
     ]
     made = scaling.Constants.of(Bench(QUICK, Path(), found))
     assert made.soap == pytest.approx((0.0, 2e-6), abs=1e-12)
-    assert (made.fold, made.solve, made.factorization) == (50e9, 40e9, pytest.approx(2e-9))
+    assert made.fold == pytest.approx(50e9 * scaling.FLOOR)
+    assert (made.solve, made.factorization) == (40e9 * 0.7, pytest.approx(2e-9))
     assert (made.disk, made.handed_out, made.own) == (0.5e9, pytest.approx(5e-3), 3e-3)
 
 
@@ -147,7 +172,8 @@ def test_a_report_comes_back_and_grows(tmp_path: Path) -> None:
     report.add("sum", QUICK, iter([Row("sum", None, note="not installed")]), lambda row: None)
     again = Report.load(tmp_path)
     assert again.rows("fold") == [first]
-    assert [row.name for row in again.all_rows()] == ["fold", "sum"]
+    assert again.alike(QUICK) == ["fold", "sum"]
+    assert again.alike(Sizes()) == []
     assert again.measured["fold"]["conditions"]["versions"]["skmatter"]
     again.add("fold", QUICK, iter([replace(first, value=0.5)]), lambda row: None)
     assert [row.value for row in Report.load(tmp_path).rows("fold")] == [0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,32 @@ class _Small(WorkExecutor):
         self.asked.append(nbytes)
         if nbytes > self.nbytes:
             raise ResourceError("too small")
+
+
+def test_tiles_too_steep_for_cholesky_are_kept_where_no_worker_holds_the_whole(bench: Path) -> None:
+    linear = {"regularizer": 1e-12, "centre_species": "shared"}
+    settings = {"linear": linear, "test": SETS, "numerics": {**BLOCKS, "tile_columns": 4}}
+    asked = _Small(1 << 40)
+    run(make_job(bench, **settings, solver="auto", output="roomy"), executor=asked)
+    tiles, whole = asked.asked[1:3]
+    assert tiles < whole
+    found = run(
+        make_job(bench, **settings, solver="auto", output="tight"), executor=_Small(whole - 1)
+    )
+    by_cholesky = run(make_job(bench, **settings, solver="cholesky", output="steep-cholesky"))
+    assert {"factor of the tiles"} < set(found.used)
+    assert "factor of the triangle" not in found.used
+    stated = found.facts["conditioning"]
+    assert stated["solver"] == "cholesky"
+    assert stated["accuracy"] > 1e-8
+    for name in SETS:
+        np.testing.assert_array_equal(
+            found.sets[name]["environment_lpr"], by_cholesky.sets[name]["environment_lpr"]
+        )
+    events = [json.loads(line) for line in (found.output / "events.jsonl").read_text().splitlines()]
+    (note,) = [event["text"] for event in events if event["kind"] == "note"]
+    assert "relative error" in note
+    assert "too small" in note
 
 
 def test_memory_is_asked_for_before_anything_is_computed(bench: Path) -> None:
