@@ -57,5 +57,6 @@ def write_derivatives(steps: Pipeline) -> None:
         rng = np.random.default_rng(task)
         n = 3 * n_atoms
         arrays = {"rows_0": rng.standard_normal((n, width)), "y_0": rng.standard_normal(n)}
+        arrays["structure_0"] = np.repeat(np.arange(n_atoms // FRAME_ATOMS), 3 * FRAME_ATOMS)
         files = folder.write_part(task, arrays)
         folder.write_receipt(task, files, {"groups": {"forces": {group: n}}}, {})

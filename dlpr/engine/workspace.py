@@ -116,8 +116,8 @@ class Workspace:
         before = StageFolder(self.work / self._before.get(role, folder.name))
         if before.name == folder.name or not (before.path / "plan.json").exists():
             return "new"
-        changes = _differences(folder.settings, before.settings)
-        changes += _differences(folder.plan["inputs"], before.plan["inputs"], "input ")
+        changes = differences(folder.settings, before.settings)
+        changes += differences(folder.plan["inputs"], before.plan["inputs"], "input ")
         return "changed: " + "; ".join(changes[:4] or ["files that it reads"])
 
     def mend(self, error: CorruptPartError) -> None:
@@ -126,13 +126,13 @@ class Workspace:
         self.tell(Event("note", Path(error.folder).name, text=str(error)))
 
 
-def _differences(settings: Json, other: Json, prefix: str = "") -> list[str]:
+def differences(settings: Json, other: Json, prefix: str = "") -> list[str]:
     """Dotted names and values of what differs between two plans' settings."""
     lines: list[str] = []
     for key in sorted(set(settings) | set(other)):
         old, new = other.get(key), settings.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(new, old, f"{prefix}{key}.")
+            lines += differences(new, old, f"{prefix}{key}.")
         elif old != new:
             was, now = (json.dumps(value)[:60] for value in (old, new))
             lines.append(f"{prefix}{key}: {was} -> {now}")

@@ -68,7 +68,7 @@ def test_weights_that_species_share_take_the_sum_of_blocks_and_no_stack_of_them(
     rng = np.random.default_rng(0)
     rows, count = rng.normal(size=(n, n_species * width)), rng.random((n, n_species))
     model = Model(Identity(width, n_species), "sum", shared=True)
-    targets = Targets(rows, count, np.zeros(n), np.ones(n))
+    targets = Targets(rows, count, np.zeros(n), np.ones(n), np.ones(n))
     tracemalloc.start()
     total, *_ = model.sides(targets)
     peak = tracemalloc.get_traced_memory()[1]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dlpr.errors import CorruptPartError, ResourceError, StoreError
 from dlpr.store import folder as module
-from dlpr.store.folder import FORMAT_VERSION, StageFolder, check_format, describe, folders
+from dlpr.store.folder import FORMAT_VERSION, StageFolder, check_format, folders
 
 SETTINGS: dict[str, Any] = {"a": 1, "b": {"c": [1.5, None]}}
 
@@ -235,12 +235,7 @@ def test_umask_and_setgid_are_obeyed(tmp_path: Path, umask: int) -> None:
     assert folder.missing() == []
 
 
-def test_describe_names_what_differs() -> None:
-    assert describe({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 1}, "e": [0]}) == [
-        "b.c: 1 -> 2",
-        "b.d: null -> 3",
-        "e: [0] -> null",
-    ]
+def test_a_folder_that_is_not_there_has_no_stages() -> None:
     assert folders(Path("/nonexistent")) == []
 
 
