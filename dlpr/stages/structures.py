@@ -23,7 +23,7 @@ from dlpr.structures.frames import Piece
 from dlpr.structures.spatial import cell_volume, cut_cluster
 
 CHUNK_ROWS = 1 << 16
-"""Environments per chunk of a structure store."""
+"""Environments per chunk of a structure store; structures that are read at once."""
 PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
 UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What Zarr raises for chunks or metadata that are gone or damaged."""
@@ -178,7 +178,8 @@ class StructureStore:
     def structure(self, name: str, index: int) -> NDArray[Any]:
         """Row ``index`` of an array over structures."""
         part, local = self._locate(index)
-        return np.asarray(self._whole(part, name)[local])
+        chunk, row = divmod(local, CHUNK_ROWS)
+        return np.asarray(self._chunk(part, name, chunk)[row])
 
     def over_structures(self, name: str) -> NDArray[Any]:
         """A whole array over structures (energy, source_frame, ...)."""

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from stages_cases import frame, structures_of
 
+import dlpr.stages.structures as structures_module
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.structures import _Cache, open_structures
 
@@ -168,3 +169,24 @@ def test_one_array_of_more_bytes_than_a_cache_may_hold_is_held_until_the_next() 
     assert cache.get("large", lambda: np.ones(1, np.uint8)) is large
     cache.get("small", lambda: np.zeros(8, np.uint8))
     assert cache.nbytes == 8
+
+
+def test_structures_of_a_part_are_not_read_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more structures than the cache holds, it holds those that are near."""
+    frames = labelled([(k, float(k), "a") for k in range(12)])
+    store = open_structures(structures_of(tmp_path, {"x.xyz": frames}))
+    monkeypatch.setattr(structures_module, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(structures_module, "_cache", _Cache(400))  # a cell has 72 bytes
+    asked, rows = [], structures_module._Part.rows
+
+    def count(part: Any, name: str, start: int, stop: int | None) -> Any:
+        asked.append((name, start))
+        return rows(part, name, start, stop)
+
+    monkeypatch.setattr(structures_module._Part, "rows", count)
+    for index, atoms in enumerate(frames):
+        np.testing.assert_allclose(store.structure("cell", index), atoms.cell.array, atol=1e-6)
+        np.testing.assert_array_equal(store.structure("pbc", index), atoms.pbc)
+    assert sorted(asked) == [(name, start) for name in ("cell", "pbc") for start in (0, 4, 8)]
