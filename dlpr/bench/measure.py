@@ -112,7 +112,7 @@ class Sizes:
 
     columns: tuple[int, ...] = (715, 1300, 2000, 4000)
     rows_per_column: int = 20
-    fewest_numbers: int = 1 << 29
+    fewest_numbers: int = 1 << 28
     repeats: int = 5
     frames: int = 163
     environments: tuple[int, ...] = (128_000, 1_000_000)

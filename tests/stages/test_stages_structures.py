@@ -175,7 +175,7 @@ def test_structures_of_a_part_are_not_read_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more structures than the cache holds, it holds those that are near."""
-    frames = labelled([(k, float(k), "a") for k in range(12)])
+    frames = labelled([(k % len(VARIANTS), float(k), "a") for k in range(12)])
     store = open_structures(structures_of(tmp_path, {"x.xyz": frames}))
     monkeypatch.setattr(structures_module, "CHUNK_ROWS", 4)
     monkeypatch.setattr(structures_module, "_cache", _Cache(400))  # a cell has 72 bytes
