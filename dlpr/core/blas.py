@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -34,6 +35,8 @@ def blas_kernel() -> str:
     return "; ".join(sorted(found)) or "unknown"
 
 
+_keeper = ThreadPoolExecutor(1, "dlpr-blas")
+"""Sets numbers of threads: threadpoolctl heeds the first thread that does, and no other."""
 _change = threading.Condition()
 _running: list[int] = []
 _limits: list[Any] = []
@@ -49,7 +52,8 @@ def blas_threads(n_threads: int) -> Iterator[None]:
     with _change:
         _change.wait_for(lambda: set(_running) <= {n_threads})
         if not _running:
-            _limits.append(_controller(len(sys.modules)).limit(limits=n_threads, user_api="blas"))
+            limit = _controller(len(sys.modules)).limit
+            _limits.append(_keeper.submit(limit, limits=n_threads, user_api="blas").result())
         _running.append(n_threads)
     try:
         yield
@@ -57,7 +61,7 @@ def blas_threads(n_threads: int) -> Iterator[None]:
         with _change:
             _running.pop()
             if not _running:
-                _limits.pop().restore_original_limits()
+                _keeper.submit(_limits.pop().restore_original_limits).result()
                 _change.notify_all()
 
 
