@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from dlpr.core.scan import Scan
 from dlpr.engine.pipeline import Pipeline
 from dlpr.plots import plot_scan
-from dlpr.stages.result import QUANTILES
 from dlpr.stages.scan import open_scan
+from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json, canonical_json, read_json, write_json
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
 from dlpr.tables import TextTable

@@ -8,7 +8,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from dlpr.stages.result import QUANTILES
+from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,3 +125,32 @@ class QuantileSketch:
         ).view(np.float64)
         middle = lower + 0.5 * (min(upper, np.finfo(np.float64).max) - lower)
         return float(np.clip(middle, self.minimum, self.maximum))
+
+
+def pack(sketches: Sequence[QuantileSketch]) -> dict[str, NDArray[Any]]:
+    """Arrays that hold some sketches exactly: what `unpack` takes back."""
+    counts = [len(sketch.bin_index) for sketch in sketches]
+    return {
+        "bin_edge": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "bin_index": np.concatenate([_no_counts(), *(s.bin_index for s in sketches)]),
+        "bin_count": np.concatenate([_no_counts(), *(s.bin_count for s in sketches)]),
+        "n_zero": np.array([s.n_zero for s in sketches], np.int64),
+        "n_inf": np.array([s.n_inf for s in sketches], np.int64),
+        "minimum": np.array([s.minimum for s in sketches], np.float64),
+        "maximum": np.array([s.maximum for s in sketches], np.float64),
+    }
+
+
+def unpack(arrays: Mapping[str, NDArray[Any]]) -> list[QuantileSketch]:
+    """The sketches of `pack`."""
+    return [
+        QuantileSketch(
+            arrays["bin_index"][start:stop],
+            arrays["bin_count"][start:stop],
+            int(arrays["n_zero"][k]),
+            int(arrays["n_inf"][k]),
+            float(arrays["minimum"][k]),
+            float(arrays["maximum"][k]),
+        )
+        for k, (start, stop) in enumerate(pairwise(arrays["bin_edge"].tolist()))
+    ]

@@ -30,6 +30,7 @@ from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.forces import TASK_ATOMS
+from dlpr.stages.result import chunks_of
 from dlpr.stages.structures import CHUNK_ROWS
 from dlpr.structures.parse import Record
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
@@ -111,11 +112,11 @@ def estimate(steps: Pipeline) -> Estimate:
             for name in steps.job.test
         ]
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
-    largest = max(size.largest_frame for size in sizes.values())
     most = max(size.n_structures for size in sizes.values())
-    nbytes = memory.result_nbytes(factor, largest, most)
-    n_tests = len(steps.job.test)
-    stages.append(StageEstimate("result", n_tests, 40 * n_tests, 18 * total, nbytes, 0.0))
+    nbytes = memory.result_nbytes(factor, most)
+    chunks = [chunks_of(_size_of(sizes, name).n_environments) for name in steps.job.test]
+    n_tasks = len(chunks) + sum(map(len, chunks))
+    stages.append(StageEstimate("result", n_tasks, 20 * n_tasks, 18 * total, nbytes, 0.0))
     return Estimate(sizes, layout, stages, tuple(species))
 
 

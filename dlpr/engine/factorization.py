@@ -98,7 +98,7 @@ def require_memory(steps: Pipeline, form: str) -> None:
         crowd = memory.crowd_of(steps.ingest(name))
         block, task = features["block_environments"], features["task_environments"]
         needs.append(memory.rigidity_nbytes(calculator, size, mapping, block, task, crowd))
-        needs.append(memory.result_nbytes(size, crowd.largest_frame, crowd.n_structures))
+        needs.append(memory.result_nbytes(size, crowd.n_structures))
         if steps.job.test_forces:
             raw = feature_map.raw_widths
             needs.append(memory.forces_nbytes(calculator, size, mapping, raw, crowd))

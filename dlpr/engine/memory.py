@@ -30,7 +30,7 @@ from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
 
 BASE_NBYTES = (256 + 192 * bool(find_spec("torch"))) * MIB
-"""A worker with all libraries loaded, and its cache of structures (`CACHED_NBYTES`, 16 MiB).
+"""A worker with all libraries loaded, and its cache of structures (`CACHED_NBYTES`, 8 MiB).
 metatensor, which featomic needs, loads torch wherever it is installed."""
 INDEX_NBYTES = 48 * MIB
 """Text of a file under its scan for frames."""
@@ -45,7 +45,9 @@ RAGGED = 1.6
 DECOMPOSED_COPIES = 8
 """Matrices of all columns that a decomposition holds at once."""
 RESULT_NBYTES = 256
-"""Result stage, per environment of a chunk, or of the largest frame stored by space."""
+"""Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
+STRUCTURE_NBYTES = 160
+"""Result stage, per structure: all arrays over structures."""
 
 
 def tasks_at_once(task_nbytes: int, memory_per_worker: int, threads: int) -> int:
@@ -229,15 +231,11 @@ def forces_nbytes(
     return size.nbytes + one + around + strips + solved + joined
 
 
-def result_nbytes(size: FactorSize, largest_frame: int, n_structures: int) -> int:
-    """Arrays of some chunks, or of a frame that is put back in source order, and the factor."""
+def result_nbytes(size: FactorSize, n_structures: int) -> int:
+    """A chunk of every array; or arrays over structures, and the factor for those cut by tasks."""
     rows = 2 * min(ROWS_NBYTES, 8 * size.layout.n_columns * n_structures)
-    return (
-        size.nbytes
-        + size.members_nbytes
-        + rows
-        + RESULT_NBYTES * max(2 * CHUNK_ROWS, largest_frame)
-    )
+    structures = size.nbytes + size.members_nbytes + rows + STRUCTURE_NBYTES * n_structures
+    return max(RESULT_NBYTES * CHUNK_ROWS, structures)
 
 
 def crowd_of(structures: StageFolder) -> Crowd:

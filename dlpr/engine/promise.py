@@ -186,9 +186,8 @@ def _forces(folder: StageFolder) -> int:
 def _result(folder: StageFolder) -> int:
     sets = [folder.input(name) for name in folder.settings["sets"]]
     crowds = [crowd_of(one.input("structures")) for one in sets]
-    largest = max(crowd.largest_frame for crowd in crowds)
     n_structures = max(crowd.n_structures for crowd in crowds)
-    return result_nbytes(_of_rigidity(sets[0]), largest, n_structures)
+    return result_nbytes(_of_rigidity(sets[0]), n_structures)
 
 
 _TASK: dict[str, Callable[[StageFolder], int]] = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dlpr.errors import CorruptPartError, JobError, StoreError
 from dlpr.exports.structures import SetStructures
 from dlpr.handles import Result
-from dlpr.stages.result import QUANTILES
+from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json, atomic_file
 
 SUFFIXES = {

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors import Descriptor, descriptor
-from dlpr.stages.structures import UNREADABLE, StructureStore, open_structures, part_name
+from dlpr.stages.structures import (
+    CHUNK_ROWS,
+    UNREADABLE,
+    StructureStore,
+    open_structures,
+    part_name,
+)
 from dlpr.store.arrays import (
     check_metadata,
     checksums,
@@ -256,7 +262,9 @@ class FeatureSource:
         for run in np.split(structures, np.flatnonzero(np.diff(structures) > 1) + 1):
             if len(run):
                 start, stop = int(offset[run[0]]), int(offset[run[-1] + 1])
-                row = begin + self.structures.structure_of(start, stop) - run[0]
-                np.add.at(found, (row, self.environment_species(start, stop)), 1)
+                for a in range(start, stop, CHUNK_ROWS):
+                    b = min(a + CHUNK_ROWS, stop)
+                    row = begin + self.structures.structure_of(a, b) - run[0]
+                    np.add.at(found, (row, self.environment_species(a, b)), 1)
                 begin += len(run)
         return found

@@ -138,14 +138,24 @@ class ForceRows:
         self.names: tuple[str, ...] = tuple(folder.receipts()[0].facts["arrays"])
         self._held: tuple[int, dict[str, NDArray[Any]]] = -1, {}
 
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Tasks that have a run of environments, and which of their rows these are."""
+        first = int(np.searchsorted(self._edges, start, side="right")) - 1
+        last = int(np.searchsorted(self._edges, stop, side="left"))
+        for task in range(first, last):
+            edge = int(self._edges[task])
+            yield task, max(start - edge, 0), min(stop, int(self._edges[task + 1])) - edge
+
+    def contents(self, start: int, stop: int) -> list[list[Any]]:
+        """All that decides what `read` gives."""
+        receipts = self._folder.receipts()
+        return [[receipts[task].content, a, b] for task, a, b in self._pieces(start, stop)]
+
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Arrays (stop - start, 3) by name."""
-        tasks = np.unique(np.searchsorted(self._edges, np.arange(start, stop), side="right") - 1)
         found = []
-        for task in tasks.tolist():
+        for task, a, b in self._pieces(start, stop):
             if self._held[0] != task:
                 self._held = task, self._folder.read_part(task, self.names)
-            a, b = max(start, self._edges[task]), min(stop, self._edges[task + 1])
-            own = slice(a - self._edges[task], b - self._edges[task])
-            found.append({name: rows[own] for name, rows in self._held[1].items()})
+            found.append({name: rows[a:b] for name, rows in self._held[1].items()})
         return {name: np.concatenate([part[name] for part in found]) for name in self.names}

@@ -26,7 +26,7 @@ from dlpr.structures.labels import Reading, reading
 from dlpr.structures.selection import Where, absent_names
 from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS, cell_volume
 
-TASK_ATOMS = 1 << 18
+TASK_ATOMS = 1 << 17
 """Atoms that one task reads, but for a frame that has more."""
 FEWEST_ATOMS = 1 << 14
 """Atoms of small files that one task reads at least."""

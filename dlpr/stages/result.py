@@ -1,9 +1,13 @@
-"""The result as users see it: one Zarr group per set, in the order of the source files."""
+"""The result as users see it: one Zarr group per set, in the order of the source files.
+
+A task writes one chunk of every array over environments, and what it says of its group and species;
+the last task of a set adds arrays over structures, the names of all arrays, and the summary. Chunks
+have keys: of a set that grows, those that have not changed are adopted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +16,37 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR
-from dlpr.core.quantiles import QuantileSketch
 from dlpr.core.rows import FloatArray
 from dlpr.errors import StoreError
 from dlpr.stages.agreement import ALL, agreements
 from dlpr.stages.committee import OF_VARIANCE, describe_committee
 from dlpr.stages.factor import factor_facts
-from dlpr.stages.features import task_edges
 from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
-from dlpr.stages.forces import ForceRows
-from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, arrays_of, finish_structures
-from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, finish_structures
+from dlpr.stages.source_order import SPECIES, SourceOrder
+from dlpr.stages.summary import (
+    label_of,
+    merged,
+    quantiles,
+    summarize,
+    summary_arrays,
+    summary_rows,
+)
 from dlpr.store.arrays import (
     METADATA,
     checksums,
+    chunk_name,
     create_array,
     create_group,
+    map_chunk,
     store_files,
+    write_chunk,
     write_rows,
 )
 from dlpr.store.files import (
     Json,
-    atomic_folder,
     explained,
+    filled_folder,
     fsync_directory,
     keep_json,
     partial_path,
@@ -42,8 +54,7 @@ from dlpr.store.files import (
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
 
 STORE = "rigidity.zarr"
-CHUNK_ROWS = 1 << 18
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+CHUNK_ROWS = 1 << 17
 
 
 def forces_of(name: str) -> str:
@@ -57,7 +68,7 @@ def plan(
     forces: Mapping[str, StageFolder],
     attributes: Json,
 ) -> StageFolder:
-    """One task per set.
+    """One task for each chunk of each set, and one more for each set.
 
     Parameters
     ----------
@@ -69,35 +80,90 @@ def plan(
         The job as resolved, versions, conventions: kept with the result.
     """
     numerics = next(iter(sets.values())).settings["numerics"]  # structures cut between tasks
-    settings = {"sets": list(sets), "attributes": attributes, "numerics": numerics}
     inputs = {**sets, **{forces_of(name): stage for name, stage in forces.items()}}
-    folder = StageFolder.create(work, "result", settings, inputs, len(sets))
+    tasks: list[tuple[str, int | None]] = []
+    keys: list[Json] = []
+    for name, rigidity in sets.items():
+        order = SourceOrder(rigidity, forces.get(name))
+        for chunk, (start, stop) in enumerate(chunks_of(order.n_environments)):
+            tasks.append((name, chunk))
+            keys.append({"set": name, "chunk": chunk, "of": order.content(start, stop)})
+    n_chunks = len(tasks)
+    made_of = {name: stage.output_digest() for name, stage in inputs.items()}
+    for name in sets:
+        tasks.append((name, None))
+        keys.append({"set": name, "attributes": attributes, "inputs": made_of})
+    settings = {
+        "sets": list(sets),
+        "attributes": attributes,
+        "numerics": numerics,
+        "tasks": tasks,
+        "waves": [list(range(n_chunks)), list(range(n_chunks, len(tasks)))],
+    }
+    folder = StageFolder.create(work, "result", settings, inputs, keys)
     attributes = {**attributes, "format_version": FORMAT_VERSION}
     group = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     keep_json(folder.path / STORE / METADATA, group)
     return folder
 
 
+def chunks_of(n_environments: int) -> list[tuple[int, int]]:
+    """First and last environments of the chunks of a set, in source order."""
+    starts = range(0, n_environments, CHUNK_ROWS)
+    return [(start, min(start + CHUNK_ROWS, n_environments)) for start in starts]
+
+
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
-    """Write the group of one set."""
-    name = folder.settings["sets"][task]
-    rigidity = folder.input(name)
-    structures = open_structures(rigidity.input("structures"))
-    of_forces = folder.inputs().get(forces_of(name))
-    forces = None if of_forces is None else ForceRows(of_forces)
+    """Write a chunk of every array over the environments of a set, or all else of the set."""
+    name, chunk = folder.settings["tasks"][task]
+    order = SourceOrder(folder.input(name), folder.inputs().get(forces_of(name)))
     target = folder.path / STORE / name
-    with atomic_folder(target) as partial:
-        group = create_group(partial, _attributes(folder, rigidity))
-        _write_environments(group, partial, rigidity, structures, forces)
-        _write_structures(group, partial, rigidity, structures)
-        summary_rows = _summary(group, structures)
-        if "committee" in rigidity.plan["inputs"]:
-            about = describe_committee(rigidity.input("committee"))
-            about["rank_correlation"] = _add_committee(group, structures, summary_rows)
-            group.attrs["committee"] = about
-        group.attrs["summary"] = summary_rows
-    facts = {"summary": summary_rows, "n_environments": structures.n_environments}
-    return checksums(store_files(target), folder.path), facts
+    if chunk is not None:
+        return _write_chunk(folder, task, target, order, chunk)
+    return _write_set(folder, name, target, order)
+
+
+def _write_chunk(
+    folder: StageFolder, task: int, target: Path, order: SourceOrder, chunk: int
+) -> tuple[dict[str, Any], Json]:
+    start, stop = chunks_of(order.n_environments)[chunk]
+    arrays = order.read(start, stop)
+    structures = order.structures
+    summary = summarize(
+        structures.group_names,
+        structures.group[structures.structure_of(start, stop)].astype(np.int64),
+        arrays[SPECIES],
+        arrays["environment_lpr"],
+        arrays["environment_prior_ratio"],
+        arrays["environment_unseen"],
+    )
+    files = folder.write_part(task, summary_arrays(summary))
+    rows = min(CHUNK_ROWS, order.n_environments)
+    for name, values in arrays.items():
+        path = target / name / chunk_name(chunk, values.ndim)
+        files[path.relative_to(folder.path).as_posix()] = write_chunk(path, values, rows)
+    return files, {}
+
+
+def _write_set(
+    folder: StageFolder, name: str, target: Path, order: SourceOrder
+) -> tuple[dict[str, Any], Json]:
+    rigidity = order.rigidity
+    tasks = enumerate(folder.settings["tasks"])
+    chunks = [task for task, (own, chunk) in tasks if own == name and chunk is not None]
+    rows = summary_rows(merged(map(folder.read_part, chunks)))
+    attributes = {**_attributes(folder, rigidity), "summary": rows}
+    if "committee" in rigidity.plan["inputs"]:
+        about = describe_committee(rigidity.input("committee"))
+        about["rank_correlation"] = _add_committee(folder, target, chunks, order, rows)
+        attributes["committee"] = about
+    with filled_folder(target) as partial:
+        group = create_group(partial, attributes)
+        _name_environments(group, order)
+        _write_structures(group, partial, order)
+        files = [path.relative_to(partial) for path in store_files(partial)]
+    facts = {"summary": rows, "n_environments": order.n_environments}
+    return checksums([target / file for file in files], folder.path), facts
 
 
 def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
@@ -116,116 +182,27 @@ def _attributes(folder: StageFolder, rigidity: StageFolder) -> Json:
     }
 
 
-def _write_environments(
-    group: zarr.Group,
-    path: Path,
-    rigidity: StageFolder,
-    structures: StructureStore,
-    forces: ForceRows | None,
-) -> None:
-    n = structures.n_environments
-    out = {
-        name: create_array(group, name, (n,), dtype, ("environment",), CHUNK_ROWS)
-        for name, dtype in arrays_of(rigidity).items()
+def _name_environments(group: zarr.Group, order: SourceOrder) -> None:
+    """Make the arrays over environments, whose chunks are there already."""
+    flags = {
+        "flag_masks": [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE],
+        "flag_meanings": "central_species neighbour_species unlike_references",
     }
-    for name in forces.names if forces else ():
-        dimensions = ("environment", "direction")
-        out[name] = create_array(
-            group, name, (n, 3), np.float64, dimensions, CHUNK_ROWS, FORCE_ATTRIBUTES[name]
-        )
-    masks = [UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, UNLIKE]
-    out["environment_unseen"].attrs["flag_masks"] = masks
-    meanings = "central_species neighbour_species unlike_references"
-    out["environment_unseen"].attrs["flag_meanings"] = meanings
-    if COMMITTEE in out:
-        out[COMMITTEE].attrs.update(OF_VARIANCE)
-    species = create_array(
-        group, "environment_species", (n,), np.uint8, ("environment",), CHUNK_ROWS
-    )
-    start = 0
-    for block in _rechunk(_source_order(rigidity, structures, forces), CHUNK_ROWS):
-        for name, array in out.items():
-            write_rows(array, start, block[name], path)
-        write_rows(species, start, block["species"], path)
-        start += len(block["species"])
+    about: dict[str, Json] = {"environment_unseen": flags, COMMITTEE: OF_VARIANCE}
+    about |= FORCE_ATTRIBUTES
+    for name, (dtype, further) in order.arrays.items():
+        shape = (order.n_environments, *further)
+        dimensions = ("environment", *(("direction",) if further else ()))
+        create_array(group, name, shape, dtype, dimensions, CHUNK_ROWS, about.get(name))
 
 
-Block = dict[str, NDArray[Any]]
-
-
-def _stored_order(
-    rigidity: StageFolder, structures: StructureStore, forces: ForceRows | None
-) -> Iterator[tuple[int, Block]]:
-    edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
-    names = tuple(arrays_of(rigidity))
-    for task, (start, stop) in enumerate(pairwise(edges.tolist())):
-        part: Block = rigidity.read_part(task, names)
-        if forces:
-            part |= forces.read(start, stop)
-        part["species"] = structures.read("species", start, stop)
-        part["source_atom"] = structures.read("source_atom", start, stop)
-        yield start, part
-
-
-def _source_order(
-    rigidity: StageFolder, structures: StructureStore, forces: ForceRows | None
-) -> Iterator[Block]:
-    """Blocks in source order: a frame that is stored by spatial bins is put back whole."""
-    offset = structures.structure_offset
-    by_space = np.any(structures.over_structures("bin_shape"), axis=1)
-    held: list[Block] = []
-    for start, part in _stored_order(rigidity, structures, forces):
-        stop = start + len(part["species"])
-        while start < stop:
-            index = int(np.searchsorted(offset, start, side="right")) - 1
-            if by_space[index]:
-                end = min(stop, int(offset[index + 1]))
-            else:
-                following = np.flatnonzero(by_space[index:])
-                limit = int(offset[index + following[0]]) if len(following) else stop
-                end = min(stop, limit)
-            piece = {name: rows[: end - start] for name, rows in part.items()}
-            part = {name: rows[end - start :] for name, rows in part.items()}
-            if by_space[index]:
-                held.append(piece)
-                if end == offset[index + 1]:
-                    frame = _concatenate(held)
-                    order = np.argsort(frame["source_atom"], kind="stable")
-                    yield {name: rows[order] for name, rows in frame.items()}
-                    held = []
-            else:
-                yield piece
-            start = end
-
-
-def _concatenate(blocks: list[Block]) -> Block:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def _rechunk(blocks: Iterator[Block], size: int) -> Iterator[Block]:
-    held: list[Block] = []
-    count = 0
-    for block in blocks:
-        held.append(block)
-        count += len(block["species"])
-        if count >= size:
-            whole = _concatenate(held)
-            stop = count // size * size
-            for a in range(0, stop, size):
-                yield {name: rows[a : a + size] for name, rows in whole.items()}
-            held, count = [{name: rows[stop:] for name, rows in whole.items()}], count - stop
-    if count:
-        yield _concatenate(held)
-
-
-def _write_structures(
-    group: zarr.Group, path: Path, rigidity: StageFolder, structures: StructureStore
-) -> None:
+def _write_structures(group: zarr.Group, path: Path, order: SourceOrder) -> None:
+    structures = order.structures
     source, files = structures.sources()
     columns: dict[str, tuple[NDArray[Any], Json]] = {
         **{
             name: (values, OF_VARIANCE if name == STRUCTURE_COMMITTEE else {})
-            for name, values in finish_structures(rigidity).items()
+            for name, values in finish_structures(order.rigidity).items()
         },
         "structure_energy_label": (structures.energy, {}),
         "structure_group": (structures.group, {"names": list(structures.group_names)}),
@@ -244,83 +221,39 @@ def _write_structures(
     write_rows(array, 0, offset, path)
 
 
-def _summary(group: zarr.Group, structures: StructureStore) -> list[Json]:
-    """Counts and quantiles per group and species of one set, read back chunk by chunk."""
-    keys: dict[tuple[int, int], tuple[QuantileSketch, QuantileSketch, NDArray[np.int64]]] = {}
-    for start in range(0, structures.n_environments, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, structures.n_environments)
-        names = ("environment_lpr", "environment_prior_ratio", "environment_unseen")
-        lpr, ratio, unseen = _chunks(group, names, start, stop)
-        label = _labels(group, structures, start, stop)
-        for key in np.unique(label):
-            own = label == key
-            entry = keys.setdefault(
-                divmod(int(key), 256), (QuantileSketch(), QuantileSketch(), np.zeros(3, np.int64))
-            )
-            entry[0].add(lpr[own])
-            entry[1].add(ratio[own])
-            flags = unseen[own]
-            entry[2][:] += [
-                np.count_nonzero(flags & UNSEEN_CENTRE),
-                np.count_nonzero(flags & UNSEEN_NEIGHBOUR),
-                np.count_nonzero(flags),
-            ]
-    return [
-        {
-            "group": structures.group_names[g],
-            "species": z,
-            "n_environments": lpr.n,
-            "n_inf": lpr.n_inf,
-            "n_unseen_centre": int(counts[0]),
-            "n_unseen_neighbour": int(counts[1]),
-            "n_unseen": int(counts[2]),
-            "lpr": _quantiles(lpr),
-            "prior_ratio": _quantiles(ratio),
-        }
-        for (g, z), (lpr, ratio, counts) in sorted(keys.items())
-    ]
-
-
-def _add_committee(group: zarr.Group, structures: StructureStore, rows: list[Json]) -> float | None:
+def _add_committee(
+    folder: StageFolder, target: Path, tasks: list[int], order: SourceOrder, rows: list[Json]
+) -> float | None:
     """Say in every summary row how the committee's variance goes with LPR; return that of all."""
+    structures = order.structures
 
     def blocks() -> Iterator[tuple[NDArray[np.int64], FloatArray, FloatArray]]:
-        for start in range(0, structures.n_environments, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, structures.n_environments)
-            lpr, variance = _chunks(group, ("environment_lpr", COMMITTEE), start, stop)
-            yield _labels(group, structures, start, stop), lpr, variance
+        chunks = chunks_of(order.n_environments)
+        for chunk, (task, (start, stop)) in enumerate(zip(tasks, chunks, strict=True)):
+            species, lpr, variance = (
+                _read_chunk(folder, task, target / name / chunk_name(chunk, 1), order, name)
+                for name in (SPECIES, "environment_lpr", COMMITTEE)
+            )
+            group = structures.group[structures.structure_of(start, stop)].astype(np.int64)
+            n = stop - start
+            yield label_of(group, species[:n]), lpr[:n], variance[:n]
 
     found = agreements(blocks)
     for row in rows:
-        own = found[_label(structures.group_names.index(row["group"]), row["species"])]
-        row["committee_variance"] = _quantiles(own.variance)
+        own = found[label_of(structures.group_names.index(row["group"]), row["species"])]
+        row["committee_variance"] = quantiles(own.variance)
         row["rank_correlation"] = own.rank_correlation
     return found[ALL].rank_correlation
 
 
-def _label(group: Any, species: Any) -> Any:
-    """One number for group and species."""
-    return group * 256 + species
-
-
-def _labels(
-    group: zarr.Group, structures: StructureStore, start: int, stop: int
-) -> NDArray[np.int64]:
-    of_group = structures.group[structures.structure_of(start, stop)]
-    (species,) = _chunks(group, ("environment_species",), start, stop)
-    labels: NDArray[np.int64] = _label(of_group.astype(np.int64), species)
-    return labels
-
-
-def _chunks(group: zarr.Group, names: tuple[str, ...], start: int, stop: int) -> list[NDArray[Any]]:
-    return [np.asarray(group[name][start:stop]) for name in names]  # type: ignore[index]
-
-
-def _quantiles(sketch: QuantileSketch) -> list[float] | None:
-    """Quantiles of the finite values; None where there are none."""
-    if sketch.n == sketch.n_inf:
-        return None
-    return [sketch.quantile(q) for q in QUANTILES]
+def _read_chunk(
+    folder: StageFolder, task: int, path: Path, order: SourceOrder, name: str
+) -> NDArray[Any]:
+    dtype, _ = order.arrays[name]
+    try:
+        return map_chunk(path, (-1,), dtype)
+    except (OSError, ValueError) as error:
+        raise folder.corrupt(task, path.relative_to(folder.path).as_posix(), error) from error
 
 
 def publish(folder: StageFolder, output: Path) -> Path:
@@ -350,6 +283,5 @@ def publish(folder: StageFolder, output: Path) -> Path:
 
 def summary(folder: StageFolder) -> Json:
     """Summary rows of every set of a finished result."""
-    names = folder.settings["sets"]
-    receipts = folder.receipts()
-    return {name: r.facts["summary"] for name, r in zip(names, receipts, strict=True)}
+    tasks = zip(folder.settings["tasks"], folder.receipts(), strict=True)
+    return {name: receipt.facts["summary"] for (name, chunk), receipt in tasks if chunk is None}

@@ -18,9 +18,9 @@ from dlpr.errors import InputError
 from dlpr.stages.decomposition import open_decomposition
 from dlpr.stages.features import FeatureSource
 from dlpr.stages.model import open_model
-from dlpr.stages.result import QUANTILES
 from dlpr.stages.rows import Run
 from dlpr.stages.sources import kinds_of, lambda_of, off_diagonals_of, sources_of
+from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 

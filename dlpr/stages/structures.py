@@ -27,7 +27,7 @@ CHUNK_ROWS = 1 << 16
 PER_ENVIRONMENT = ("position", "species", "source_atom", "force")
 UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError)
 """What Zarr raises for chunks or metadata that are gone or damaged."""
-CACHED_NBYTES = 1 << 24
+CACHED_NBYTES = 1 << 23
 """Bytes of chunks, and of arrays over structures, that a process keeps decoded of all its sets."""
 
 

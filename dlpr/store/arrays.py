@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec
 
-from dlpr.store.files import explained, map_bytes
+from dlpr.store.files import atomic_file, explained, map_bytes
 from dlpr.store.folder import StageFolder
 
 # Dask gives the parallelism; Zarr's own threads would multiply with it. Whether chunks equal to the
@@ -66,6 +66,32 @@ def write_rows(array: zarr.Array[Any], start: int, rows: NDArray[Any], path: Pat
     """Write rows from ``start`` on (a chunk boundary)."""
     with explained(path):
         array[start : start + len(rows)] = rows
+
+
+def chunk_name(chunk: int, n_dimensions: int) -> str:
+    """File of the chunk of an array that begins with row ``chunk * chunk_rows``."""
+    return ".".join(["c", str(chunk), *["0"] * (n_dimensions - 1)])
+
+
+def write_chunk(path: Path, rows: NDArray[Any], chunk_rows: int) -> int:
+    """Write the file of one chunk as an array of `create_array` has it; returns its CRC-32C.
+
+    Parameters
+    ----------
+    path : Path
+    rows : (n, ...) array
+    chunk_rows : int
+        Rows of a chunk: what the last one lacks is filled.
+    """
+    filler = np.nan if np.issubdtype(rows.dtype, np.floating) else 0
+    whole = np.full((chunk_rows, *rows.shape[1:]), filler, rows.dtype)
+    whole[: len(rows)] = rows
+    content = whole.tobytes()
+    check = int(google_crc32c.value(content))
+    with atomic_file(path) as file:
+        file.write(content)
+        file.write(check.to_bytes(CHECKSUM_NBYTES, "little"))
+    return check
 
 
 def map_chunk(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:

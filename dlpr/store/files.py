@@ -142,6 +142,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, whose files take their places below ``path``, beside those that are
+    there, when the block ends without an error; each of them is whole or absent."""
+    with explained(path):
+        make_folder(path)
+        partial = partial_path(path)
+        partial.mkdir()
+        try:
+            yield partial
+            fsync_tree(partial)
+            for folder, _, names in os.walk(partial):
+                target = path / Path(folder).relative_to(partial)
+                make_folder(target)
+                for name in names:
+                    (Path(folder) / name).replace(target / name)
+                fsync_directory(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def replace_tree(partial: Path, target: Path) -> None:
     """Put a finished folder in place by a rename; what was there before is removed."""
     while True:

@@ -39,7 +39,7 @@ from dlpr.store.files import (
     write_json,
 )
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of everything dlpr writes, down to its bits: a change of either makes new plans.
 
 A store of a newer version is refused.

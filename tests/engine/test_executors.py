@@ -185,8 +185,9 @@ def test_a_killed_worker_is_replaced(embedded: ClusterExecutor, tmp_path: Path) 
 
     def kill() -> None:
         until(lambda: bool(fake_stage.notes(folder, "end")))
-        time.sleep(0.2)  # both workers are in the middle of their next task
-        _, pid, _ = fake_stage.notes(folder, "begin")[-1]
+        seen = len(fake_stage.notes(folder, "begin"))
+        until(lambda: len(fake_stage.notes(folder, "begin")) > seen)
+        _, pid, _ = fake_stage.notes(folder, "begin")[-1]  # it has just begun
         killed.append(pid)
         os.kill(pid, signal.SIGKILL)
 

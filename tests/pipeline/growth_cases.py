@@ -21,6 +21,7 @@ from pipeline_cases import (
 from dlpr.job import Job
 from dlpr.stages import fold as fold_stage
 from dlpr.stages import ingest as ingest_stage
+from dlpr.stages import result as result_stage
 from dlpr.store.folder import folders
 
 SYMBOLS = SPECIES[2]
@@ -41,8 +42,9 @@ NUMERICS = {"block_environments": 5, "task_environments": 15, "fold_block_rows":
 
 @pytest.fixture(scope="module", autouse=True)
 def small_tasks() -> Iterator[None]:
-    """A file makes a part or two, and six rows a partial."""
+    """A file makes a part or two, six rows a partial, thirty environments a chunk of a result."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(result_stage, "CHUNK_ROWS", 30)
         patch.setattr(ingest_stage, "TASK_ATOMS", 60)
         patch.setattr(ingest_stage, "FEWEST_ATOMS", 20)
         patch.setattr(fold_stage, "FEWEST_ROWS", 0)

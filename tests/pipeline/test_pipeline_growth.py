@@ -126,6 +126,7 @@ def test_a_test_set_that_grows_costs_what_is_new(bench: Path) -> None:
         new = computed(found, role)
         assert not new & before[found.used[role].stage]
         assert 0 < found.tasks[role] < found.used[role].n_tasks / 2
+    assert 0 < found.tasks["result"] < found.used["result"].n_tasks / 2
     fresh = run(job_in(bench, "fresh"))
     assert_same_bits(fresh.output, output)
 

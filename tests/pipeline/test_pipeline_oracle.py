@@ -23,6 +23,7 @@ from pipeline_cases import (
 
 from dlpr.core.factorize import EPS
 from dlpr.errors import JobError
+from dlpr.stages import result as result_stage
 
 BLOCKS = {"block_environments": 16, "task_environments": 32}
 """Small enough that structures straddle blocks and tasks."""
@@ -209,7 +210,10 @@ def test_float32_storage_stays_within_the_loss_that_it_states(
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_frames_cut_by_space_equal_whole_frames(tmp_path: Path, stored: bool) -> None:
+def test_frames_cut_by_space_equal_whole_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    monkeypatch.setattr(result_stage, "CHUNK_ROWS", 1000)  # frames are cut by chunks of results
     train = store(tmp_path / "train.xyz", crystals(("Ga", "As"), 12))
     large = [gas(4500, ("Ga", "As"), 1), gas(4200, ("Ga", "As"), 2, (True, True, False))]
     small = crystals(("Ga", "As"), 3, seed=7, big=3)

@@ -25,12 +25,13 @@ folder, start = Path(sys.argv[1]), float(sys.argv[2])
 while time.time() < start:
     pass
 lease = Lease(folder / "owner.json")
-if lease.try_acquire():
-    with (folder / "winners").open("a") as file:
-        file.write("x")
-    time.sleep(2.0)
-    if sys.argv[3] == "release":
-        lease.release()
+won = lease.try_acquire()
+with (folder / "racers").open("a") as file:
+    file.write("x" if won else "-")
+while won and len((folder / "racers").read_text()) < int(sys.argv[3]):
+    time.sleep(0.05)
+if won:
+    lease.release()
 """
 
 
@@ -53,11 +54,11 @@ def dead_pid() -> int:
 def race(folder: Path, n: int = 8) -> int:
     start = str(time.time() + 2.0)
     racers = [
-        subprocess.Popen([sys.executable, "-c", RACER, str(folder), start, "release"])
+        subprocess.Popen([sys.executable, "-c", RACER, str(folder), start, str(n)])
         for _ in range(n)
     ]
     assert [racer.wait(60) for racer in racers] == [0] * n
-    return len((folder / "winners").read_text())
+    return (folder / "racers").read_text().count("x")
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +68,13 @@ def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_of_eight_processes_gets_a_free_lease(tmp_path: Path) -> None:
     assert race(tmp_path) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["winners"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["racers"]
 
 
 def test_one_of_eight_processes_gets_a_dead_owners_lease(tmp_path: Path) -> None:
     write_owner(tmp_path / "owner.json", pid=dead_pid())
     assert race(tmp_path) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["winners"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["racers"]
 
 
 def test_takers_of_one_dead_owner_never_both_win(tmp_path: Path) -> None:
