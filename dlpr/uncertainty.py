@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from dlpr.core import calibration
 from dlpr.core.calibration import EXPECTED_COVERAGE, METHODS, Calibration, Reliability
@@ -256,7 +255,7 @@ def calibrate(
         coverage=tuple(
             tuple(float(np.mean(size <= k * fit.scale * spread)) for k in (1, 2, 3)) for fit in fits
         ),
-        rank_correlation=float(spearmanr(size, spread).statistic),
+        rank_correlation=_rank_correlation(size, spread),
         reliability=bins,
         n_unlabelled=int(np.count_nonzero(~known)),
         trained=root["job"]["test"][name] == "train",
@@ -282,9 +281,16 @@ def _check_committee(
     return CommitteeCheck(
         about,
         calibration.calibrate(errors, variance, method),
-        float(spearmanr(np.abs(errors), variance).statistic),
-        -float(spearmanr(spread, variance).statistic),
+        _rank_correlation(np.abs(errors), variance),
+        -_rank_correlation(spread, variance),
     )
+
+
+def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Spearman's."""
+    from scipy.stats import spearmanr  # slow to load
+
+    return float(spearmanr(x, y).statistic)
 
 
 _RECORD = ("model", "map", "loss", "factor", "stages", "inputs", "sources")

@@ -12,6 +12,10 @@ DASK_CONFIG: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 1.03,
+    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": None,
     "distributed.scheduler.http.routes": [],
@@ -25,6 +29,9 @@ SciPy's LAPACK keeps the interpreter for itself, so a worker that factorizes sen
 minutes: it is not taken for dead while its connection stands. The executor hears of every death and
 decides itself (``allowed-failures``). Dask always starts web servers; they listen on loopback, and
 there is nothing on them.
+
+Dask looks at itself a hundred times a second (a profile of every thread, ticks of event loops),
+which took 3 % of two cores. What a task holds is watched by `dlpr.engine.watch`.
 
 Dask has workers give freed memory back at once, to look small; the next block then pays for every
 page of it again, which doubles the time of features. What a task frees is kept for the next one:
