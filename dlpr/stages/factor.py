@@ -243,7 +243,7 @@ class Factors:
 
 def factor_facts(folder: StageFolder) -> Json:
     """Regularizer, scale and conditioning of a finished factorization."""
-    return folder.receipts()[-1].facts
+    return folder.facts(folder.n_tasks - 1)
 
 
 def _pick(arrays: dict[str, Any], prefix: str) -> HeldFactor:

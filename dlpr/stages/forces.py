@@ -135,7 +135,7 @@ class ForceRows:
 
     def __init__(self, folder: StageFolder) -> None:
         self._folder, self._edges = folder, np.array(folder.settings["edges"])
-        self.names: tuple[str, ...] = tuple(folder.receipts()[0].facts["arrays"])
+        self.names: tuple[str, ...] = tuple(folder.facts(0)["arrays"])
         self._held: tuple[int, dict[str, NDArray[Any]]] = -1, {}
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -37,7 +37,7 @@ the training set has them, a committee's variance where the job has one."""
 
 def arrays_of(folder: StageFolder) -> dict[str, type[np.generic]]:
     """What a finished stage says of every environment: of parts of the features, their LCPR."""
-    found = folder.receipts()[0].facts["arrays"]
+    found = folder.facts(0)["arrays"]
     return {name: ARRAYS.get(name, np.float64) for name in found}
 
 

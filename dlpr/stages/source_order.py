@@ -40,11 +40,12 @@ class SourceOrder:
         self.rigidity = rigidity
         self.structures = open_structures(rigidity.input("structures"))
         self.n_environments = self.structures.n_environments
-        self._names = tuple(arrays_of(rigidity))
+        of_rigidity = arrays_of(rigidity)
+        self._names = tuple(of_rigidity)
         self._edges = task_edges(rigidity.input("structures"), rigidity.settings["features"])
         self._forces = None if forces is None else ForceRows(forces)
         self.arrays: dict[str, tuple[Any, tuple[int, ...]]] = {
-            **{name: (dtype, ()) for name, dtype in arrays_of(rigidity).items()},
+            **{name: (dtype, ()) for name, dtype in of_rigidity.items()},
             **dict.fromkeys(self._forces.names if self._forces else (), (np.float64, (3,))),
             SPECIES: (np.uint8, ()),
         }

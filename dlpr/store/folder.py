@@ -241,6 +241,13 @@ class StageFolder:
             )
         return [receipt for receipt in found if receipt is not None]
 
+    def facts(self, task: int) -> Json:
+        """Facts of a task of a finished stage, without a look at the others."""
+        receipt = self.receipt(task) if self._whole is None else self._whole[task]
+        if receipt is None:
+            raise self.corrupt(task, self._receipt_path(task).name, "it has no valid receipt")
+        return receipt.facts
+
     def missing(self) -> list[int]:
         """Tasks without a valid receipt."""
         look_again(self.path / "receipts")

@@ -134,7 +134,7 @@ def test_the_result_looks_at_a_receipt_a_few_times_however_many_there_are(
 ) -> None:
     before = run(job_in(bench))
     rigidity, result = before.used["rigidity of train"], before.used["result"]
-    (task,) = (k for k, name in enumerate(result.settings["sets"]) if name == "train")
+    task = result.settings["tasks"].index(["train", None])
     StageFolder(result.path).withdraw(task)
     looks: Counter[tuple[str, int]] = Counter()
     receipt = StageFolder.receipt
