@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def plan(work: Path, rows: StageFolder, kinds: list[str]) -> StageFolder:
     same: Json = {name: value for name, value in settings.items() if name != "edges"}
     same["references"] = rows.plan["inputs"].get("references")
     at = store.structure_offset[np.array(settings["edges"])]
-    contents = store.contents(at, kinds)
+    contents = store.contents(pairwise(at.tolist()), kinds)
     tasks = [{"settings": same, "content": content} for content in contents]
     return StageFolder.create(work, "derivatives", settings, inputs, tasks)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def task_keys(
     labels : sequence of str
         Which labels of the structures enter as well, see `StructureStore.contents`.
     """
-    content = open_structures(structures).contents(task_edges(structures, features), labels)
+    runs = pairwise(task_edges(structures, features).tolist())
+    content = open_structures(structures).contents(runs, labels)
     order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
     common = [settings, order]
     keys: list[Json] = [{"settings": common, "content": one} for one in content]

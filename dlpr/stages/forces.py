@@ -49,7 +49,7 @@ def plan(
     order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
     same = {name: value for name, value in settings.items() if name != "edges"}
     same |= {"factor": factor.output_digest(), "order": order}
-    contents = store.contents(np.array(settings["edges"]))
+    contents = store.contents(pairwise(settings["edges"]))
     tasks = [{"settings": same, "content": content} for content in contents]
     inputs = {"structures": structures, "factor": factor}
     return StageFolder.create(work, "forces", settings, inputs, tasks)

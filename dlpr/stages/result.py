@@ -85,9 +85,10 @@ def plan(
     keys: list[Json] = []
     for name, rigidity in sets.items():
         order = SourceOrder(rigidity, forces.get(name))
-        for chunk, (start, stop) in enumerate(chunks_of(order.n_environments)):
+        contents = order.contents(chunks_of(order.n_environments))
+        for chunk, content in enumerate(contents):
             tasks.append((name, chunk))
-            keys.append({"set": name, "chunk": chunk, "of": order.content(start, stop)})
+            keys.append({"set": name, "chunk": chunk, "of": content})
     n_chunks = len(tasks)
     made_of = {name: stage.output_digest() for name, stage in inputs.items()}
     for name in sets:

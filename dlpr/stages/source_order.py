@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -69,17 +70,22 @@ class SourceOrder:
             for k, (a, b) in enumerate(pairwise(self._edges[first : last + 1].tolist()))
         ]
 
-    def content(self, start: int, stop: int) -> Json:
-        """All that decides what `read` gives, and the groups."""
-        begin, end = self._stored(start, stop)
+    def contents(self, runs: Sequence[tuple[int, int]]) -> list[Json]:
+        """All that decides what `read` gives for some runs, and their groups."""
+        stored = [self._stored(*run) for run in runs]
+        structures = self.structures.contents(stored, ("groups",))
         receipts, found = self.rigidity.receipts(), []
-        for task, a, b in self._pieces(begin, end):
-            edge = int(self._edges[task])
-            found.append([receipts[task].content, a - edge, b - edge])
-        (structures,) = self.structures.contents(np.array([begin, end]), ("groups",))
-        forces = self._forces.contents(begin, end) if self._forces else []
-        rows = [start - begin, stop - begin]
-        return {"rows": rows, "structures": structures, "rigidity": found, "forces": forces}
+        for (start, stop), (begin, end), content in zip(runs, stored, structures, strict=True):
+            pieces = []
+            for task, a, b in self._pieces(begin, end):
+                edge = int(self._edges[task])
+                pieces.append([receipts[task].content, a - edge, b - edge])
+            forces = self._forces.contents(begin, end) if self._forces else []
+            rows = [start - begin, stop - begin]
+            found.append(
+                {"rows": rows, "structures": content, "rigidity": pieces, "forces": forces}
+            )
+        return found
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Arrays over environments ``start:stop`` in source order, by name."""

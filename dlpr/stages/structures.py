@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -219,13 +218,13 @@ class StructureStore:
         digests = self.over_structures("digest")
         return self.n_structures - len(np.unique(digests, axis=0))
 
-    def contents(self, edges: NDArray[np.int64], labels: Sequence[str] = ()) -> list[str]:
+    def contents(self, runs: Iterable[tuple[int, int]], labels: Sequence[str] = ()) -> list[str]:
         """Digests of runs of environments: equal ones have equal atoms in equal structures.
 
         Parameters
         ----------
-        edges : (n + 1,) int64
-            Environments at which runs begin and end.
+        runs : iterable of (int, int)
+            Environments at which each begins and ends.
         labels : sequence of str
             Which of "energy", "forces", "stress" count as well, and with them the groups.
 
@@ -237,7 +236,7 @@ class StructureStore:
         digests = self.over_structures("digest")
         stress = self.over_structures("stress") if "stress" in labels else np.empty(0)
         found = []
-        for start, stop in pairwise(edges.tolist()):
+        for start, stop in runs:
             first, last = (int(self.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
             begin, end = self.structure_offset[[first, last]].tolist()
             ends = (start - begin, stop - end)
