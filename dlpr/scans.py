@@ -188,7 +188,7 @@ class RegularizerScan:
                 "unit": self.unit,
                 "regularizer": "as in a job file; mu = regularizer scale_square",
                 "train_rmse": "of the rows of the loss, its weights in them",
-                "validation_rmse": "root of sum(lambda error^2)/sum(lambda) over kinds of targets",
+                "validation_rmse": "root of sum(lambda error^2)/sum(lambda), by kind and group",
             },
             "best": float(self.regularizer[self.best]),
             "at_edge": self.scan.at_edge(),
