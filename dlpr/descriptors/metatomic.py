@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.digests import check_digest, file_digest, folder_digest
 from dlpr.descriptors.pieces import atoms_of
 from dlpr.descriptors.torch_kind import TorchKind, rows_of_centres
 from dlpr.descriptors.torch_work import (
-    check_digest,
     computing,
-    file_digest,
-    folder_digest,
     imported,
     reporting,
 )
