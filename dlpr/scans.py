@@ -15,13 +15,11 @@ from dlpr.stages.result import QUANTILES
 from dlpr.stages.scan import open_scan
 from dlpr.store.files import Json, canonical_json, read_json, write_json
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
-from dlpr.tables import TextTable
+from dlpr.tables import SHOWN, TextTable
 from dlpr.uncertainty import UNITS
 
 CURVE, PICTURE = "regularizers.json", "regularizers.svg"
 """What a run whose job leaves the regularizer to it writes into its output folder."""
-SHOWN = (1, 2, 3)
-"""Places of those that tables and pictures show."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ import psutil
 import yaml
 
 from dlpr.bench.frames import SMALL, SOAP, TRAIN, carbon_job, small_frames, write_carbon
-from dlpr.bench.measure import Bench, Json, Row, n_cores, timed
+from dlpr.bench.measure import Bench, Json, Row, timed
 from dlpr.bench.overhead import split, tasks_of
 from dlpr.bench.peers import FeatomicAlone
 from dlpr.engine.estimate import estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
+from dlpr.job.cluster import n_cores
 
 COLUMNS = 715
 _INTERVAL = 0.2

@@ -10,7 +10,7 @@ from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import choice, factorization
-from dlpr.engine.blocks import default_block, default_task
+from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.check import check_columns, check_training_set
 from dlpr.engine.probe import versions
 from dlpr.engine.refit import converged_fit
@@ -130,14 +130,12 @@ class Pipeline:
         def make() -> Json:
             calculator = descriptor(self.job.descriptor_of(name), self.species())
             self._check_features(name, calculator)
-            numerics = self.job.numerics
-            block = numerics.block_environments or default_block(calculator.n_features)
-            task = numerics.task_environments or default_task(block, calculator.n_features)
+            block, task = planned_blocks(self.job.numerics, calculator.n_features)
             return {
                 "descriptor": calculator.settings(),
                 "dtype": self.job.storage.dtype,
                 "block_environments": block,
-                "task_environments": -(-task // block) * block,
+                "task_environments": task,
             }
 
         return self._once("settings of features", name, make)
@@ -297,10 +295,10 @@ class Pipeline:
         if self.job.loss.is_reweighted:
             check_columns(n_columns, self.job.numerics.tile_columns)
         form = self.form_of(n_rows, n_columns)
-        if form == "rows" and self.n_rows() > self.n_columns():
+        if form == "rows" and n_rows > n_columns:
             raise JobError(
-                f"solver: dual needs no more rows than columns; this job has {self.n_rows()} rows "
-                f"and {self.n_columns()} columns. Use solver: auto."
+                f"solver: dual needs no more rows than columns; this job has {n_rows} rows and "
+                f"{n_columns} columns. Use solver: auto."
             )
         return form
 
