@@ -16,7 +16,7 @@ from dlpr.core.factorize import (
     Conditioning,
     factorize,
     factorize_automatically,
-    factorize_rows,
+    factorize_decomposed,
     refusal,
     storage_error,
 )
@@ -157,9 +157,9 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
 
 def _of_rows(folder: StageFolder, model: Model, facts: Json) -> Made:
     rows = model_rows(folder, model)
-    factor, conditioning = factorize_rows(rows[:, :-1], facts["mu"])
-    fitted = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
-    return factor, conditioning, fitted.weights(np.array([facts["mu"]]))[:, 0]
+    found = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
+    factor, conditioning = factorize_decomposed(found, facts["mu"])
+    return factor, conditioning, found.weights(np.array([facts["mu"]]))[:, 0]
 
 
 class Factors:

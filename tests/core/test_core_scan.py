@@ -3,10 +3,10 @@
 import flint
 import numpy as np
 import pytest
-from core_oracle import Array, exact_rigidity, steep_rows, telling_tests
+from core_oracle import Array, exact_rigidity, factorize_rows, steep_rows, telling_tests
 
 from dlpr.core.factor import EPS
-from dlpr.core.factorize import factorize, factorize_rows
+from dlpr.core.factorize import factorize
 from dlpr.core.folds import Gram, Triangle
 from dlpr.core.scan import (
     Decomposition,
