@@ -12,11 +12,11 @@ from scipy.linalg import eigh, eigvalsh, svd, svdvals
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.extremes import extreme_eigenvalues, n_above
 from dlpr.core.factor import EPS, RESIDUAL_RTOL, HeldFactor, SpectralFactor, TriangularFactor
 from dlpr.core.folds import Gram, Triangle, absorb
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition
 from dlpr.errors import JobError, NumericsError
 
 SOLVERS = ("cholesky", "qr", "eigh")

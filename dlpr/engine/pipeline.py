@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
-from dlpr.engine import choice, factorization
+from dlpr.engine import factorization, regularizer_choice
 from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.check import check_columns, check_training_set
 from dlpr.engine.probe import versions
@@ -272,7 +272,7 @@ class Pipeline:
 
     def scan(self) -> StageFolder:
         """The regularizers that are tried where the job leaves the choice to the run."""
-        return self._once("scan", "train", lambda: choice.chosen_scan(self))
+        return self._once("scan", "train", lambda: regularizer_choice.chosen_scan(self))
 
     def model(self) -> Json:
         """The job's model: its kind, and what the job says of it."""
@@ -343,7 +343,11 @@ class Pipeline:
         sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
         with_forces = sets if self.job.test_forces else ()
         forces = {name: self.forces(name) for name in with_forces}
-        attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
+        attributes = {
+            "job": self.job.settings(),
+            "versions": versions(),
+            **regularizer_choice.record(self),
+        }
         plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         check_whole(folder)

@@ -10,9 +10,9 @@ from dlpr.descriptors import Descriptor, Soap
 from dlpr.descriptors.gradients import derivative_nbytes
 from dlpr.engine import memory
 from dlpr.engine.blocks import planned_blocks
-from dlpr.engine.choice import SAMPLE
 from dlpr.engine.factor_size import FactorSize
 from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.regularizer_choice import SAMPLE
 from dlpr.engine.sizes import SetSize, count_rows
 from dlpr.engine.timing import gradient_seconds
 from dlpr.stages import fold as fold_stage

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.committee import draw
+from dlpr.core.decomposition import Decomposition, solve_weights
 from dlpr.core.models import Model
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import InputError
 from dlpr.stages.factor import factor_facts, model_rows, open_factors
 from dlpr.stages.loss import chosen_fold, factor_model

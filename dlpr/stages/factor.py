@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.core.decomposition import Decomposition, solve_weights
 from dlpr.core.factor import HeldFactor
 from dlpr.core.factorize import (
     Conditioning,
@@ -23,7 +24,6 @@ from dlpr.core.factorize import (
 from dlpr.core.fit import Fit, load_fit
 from dlpr.core.folds import Gram
 from dlpr.core.models import Model
-from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.cholesky import tiled_factor
 from dlpr.stages.fold import all_rows

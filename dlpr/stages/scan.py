@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.baseline import Baseline
+from dlpr.core.decomposition import Decomposition, Scan, square_error
 from dlpr.core.factor import reciprocal
 from dlpr.core.models import Model, Targets
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition, Scan, square_error
 from dlpr.errors import InputError
 from dlpr.stages.decomposition import open_decomposition
 from dlpr.stages.features import FeatureSource

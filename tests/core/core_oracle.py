@@ -6,9 +6,9 @@ import flint
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.factor import SpectralFactor
 from dlpr.core.factorize import Conditioning, factorize_decomposed
-from dlpr.core.scan import Decomposition
 
 Array = NDArray[np.float64]
 

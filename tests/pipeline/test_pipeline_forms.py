@@ -21,8 +21,8 @@ from pipeline_cases import (
     store,
 )
 
+from dlpr.core import decomposition as decomposition_module
 from dlpr.core import factorize as factorize_module
-from dlpr.core import scan as scan_module
 from dlpr.engine.estimate import check_lifetime, estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
@@ -94,7 +94,7 @@ def test_rows_are_decomposed_once(bench: Path, monkeypatch: pytest.MonkeyPatch) 
             sizes.append(matrix.shape)
             return plain(matrix, *args, **options)
 
-        for module in (factorize_module, scan_module):
+        for module in (factorize_module, decomposition_module):
             if hasattr(module, function):
                 monkeypatch.setattr(module, function, counted)
     found = do(bench, "rows-once", "dual")

@@ -21,8 +21,8 @@ import dlpr.stages.scan as scan_module
 from dlpr.cli.scan import scan as command
 from dlpr.errors import InputError, JobError, ResourceError, StoreError
 from dlpr.plots import plot_scan
-from dlpr.regularizers import scan
-from dlpr.scans import QUANTILES
+from dlpr.regularizer_scan import QUANTILES
+from dlpr.scanning import scan
 
 Array = np.ndarray[Any, Any]
 ALPHA = np.array([1e-6, 1e-3, 1.0])

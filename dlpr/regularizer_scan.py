@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.scan import Scan
+from dlpr.core.decomposition import Scan
 from dlpr.engine.pipeline import Pipeline
 from dlpr.plots import plot_scan
 from dlpr.stages.result import QUANTILES
