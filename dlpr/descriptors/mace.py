@@ -45,7 +45,7 @@ class Mace(TorchKind):
     kind = "mace"
     keys = ("file", "trust", "layer", "nbytes_per_atom")
     added = (*TorchKind.added, "file_sha256")
-    packages = ("torch", "mace-torch", "e3nn")
+    packages = ("torch", "mace-torch", "e3nn", "matscipy")
     process_nbytes = 384 << 20
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
