@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from dlpr.fitted import FittedModel, Prediction, load_model
     from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
     from dlpr.job import Job, load_job
-    from dlpr.regularizers import scan
     from dlpr.saving import fitted_model, save_model
+    from dlpr.scanning import scan
     from dlpr.uncertainty import calibrate
 
 __all__ = [
@@ -66,7 +66,7 @@ _PLACES = {
     "predict": "dlpr.exports.predictions",
     **dict.fromkeys(("FittedModel", "Prediction", "load_model"), "dlpr.fitted"),
     **dict.fromkeys(("fitted_model", "save_model"), "dlpr.saving"),
-    "scan": "dlpr.regularizers",
+    "scan": "dlpr.scanning",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
     **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),
     **dict.fromkeys(("Features", "Hessian", "Result", "Rigidities", "Structures"), "dlpr.handles"),

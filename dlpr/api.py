@@ -20,7 +20,7 @@ from dlpr.engine.starter import Running
 from dlpr.engine.workspace import Workspace
 from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
 from dlpr.job import Job, load_job
-from dlpr.scans import write_curve
+from dlpr.regularizer_scan import write_curve
 
 if TYPE_CHECKING:
     from distributed import Client

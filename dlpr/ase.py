@@ -13,16 +13,16 @@ from dlpr.descriptors import Soap
 from dlpr.errors import JobError
 from dlpr.fitted import FittedModel, load_model
 
-PER_ATOM = ("lpr", "prior_ratio", "uncertainty")
-"""Results that `annotate` stores with the atoms."""
-
 
 class RigidityCalculator(Calculator):
     """Energies, forces and stresses of a fitted model, and how rigid they are.
 
     Beside ASE's own, ``calc.results`` has per atom ``lpr``, ``prior_ratio`` and ``uncertainty``
-    (standard deviation of the atomic energy, eV), and ``energy_uncertainty``. ASE writes none but
-    its own to files: `annotate` stores them with the atoms.
+    (standard deviation of the atomic energy, eV), and ``energy_uncertainty`` and ``structure_pr``;
+    of a model with a committee ``committee_variance`` (of the atomic energy, eV²) and
+    ``structure_committee_variance``; of one whose descriptor has parts ``lpr_NAME`` and
+    ``structure_pr_NAME``. ASE writes none but its own to files: `annotate` stores them with the
+    atoms.
 
     Parameters
     ----------
@@ -40,13 +40,14 @@ class RigidityCalculator(Calculator):
 
     implemented_properties = [  # noqa: RUF012 (as ASE declares it)
         *("energy", "free_energy", "energies", "forces", "stress"),
-        *("lpr", "prior_ratio", "uncertainty", "energy_uncertainty"),
     ]
 
     def __init__(self, model: str | PathLike[str] | FittedModel, **options: Any) -> None:
+        self.model = model if isinstance(model, FittedModel) else load_model(model)
+        own = (*self.model.of_atoms, *self.model.of_structure)
+        self.implemented_properties = [*type(self).implemented_properties, *own]
         base: Any = super()
         base.__init__(**options)
-        self.model = model if isinstance(model, FittedModel) else load_model(model)
 
     def calculate(
         self,
@@ -71,10 +72,8 @@ class RigidityCalculator(Calculator):
                 "energy": found.energy,
                 "free_energy": found.energy,
                 "energies": found.energies,
-                "lpr": found.lpr,
-                "prior_ratio": found.prior_ratio,
-                "uncertainty": found.uncertainty,
-                "energy_uncertainty": found.energy_uncertainty,
+                **found.of_atoms,
+                **found.of_structure,
             }
         if wanted:
             # who asks for a stress asks for forces next, and both together cost less
@@ -87,12 +86,12 @@ class RigidityCalculator(Calculator):
 
 
 def annotate(atoms: Atoms) -> None:
-    """Store LPR, prior ratio and uncertainties of a calculator with its atoms.
+    """Store with atoms what their calculator says of how firm their energies are.
 
-    They become arrays of the atoms, and ``energy_uncertainty`` an entry of their ``info``, so that
-    `ase.io.write` puts them into extended xyz (OVITO shows them as particle properties), with 8
-    decimals; ASE's own .traj files hold no such arrays. In molecular dynamics call it before a
-    frame is written: ``dyn.attach(lambda: annotate(atoms))``.
+    LPR and all else of atoms become their arrays, what is of the structure entries of their
+    ``info``, so that `ase.io.write` puts them into extended xyz (OVITO shows them as particle
+    properties), with 8 decimals; ASE's own .traj files hold no such arrays. In molecular dynamics
+    call it before a frame is written: ``dyn.attach(lambda: annotate(atoms))``.
 
     Parameters
     ----------
@@ -111,6 +110,7 @@ def annotate(atoms: Atoms) -> None:
             "RigidityCalculator: atoms.calc = RigidityCalculator(folder)."
         )
     results: Any = calculator
-    for name in PER_ATOM:
+    for name in calculator.model.of_atoms:
         atoms.arrays[name] = results.get_property(name, atoms).copy()
-    atoms.info["energy_uncertainty"] = results.get_property("energy_uncertainty", atoms)
+    for name in calculator.model.of_structure:
+        atoms.info[name] = results.get_property(name, atoms)

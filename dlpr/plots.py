@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dlpr.scans import RegularizerScan
+    from dlpr.regularizer_scan import RegularizerScan
     from dlpr.uncertainty import SetCalibration
 
 SUFFIXES = (".svg", ".png", ".pdf")

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from dlpr.core.factor import Factor, TriangularFactor
+from dlpr.core.fit import parts_of
 from dlpr.core.tilefactor import TiledFactor
 from dlpr.errors import StoreError
 from dlpr.fitted import FittedModel, write_model
 from dlpr.handles import Result
+from dlpr.stages.committee import describe_committee, open_members
 from dlpr.stages.factor import open_factors
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.structures import open_structures
@@ -44,10 +46,12 @@ def fitted_model(results: str | PathLike[str], scale: float = 1.0) -> FittedMode
             "model from the run's own output folder."
         )
     folder = StageFolder(path)
-    factor = folder.input(folder.settings["sets"][0]).input("factor")
+    rigidity = folder.input(folder.settings["sets"][0])
+    factor = rigidity.input("factor")
     rows = factor.input("rows")
     factors = open_factors(factor)
-    if factors.weights is None:
+    fit = factors.fit
+    if fit.weights is None:
         raise StoreError(
             f"{result.output} has no weights: its training set has no energies to fit. Name them "
             "in train.keys and run the job again."
@@ -66,13 +70,16 @@ def fitted_model(results: str | PathLike[str], scale: float = 1.0) -> FittedMode
         "units": UNITS,
         "uncertainty": "sqrt(scale^2 (1/R + residual/mu)); scale in the units of the loss's rows",
     }
-    layout = factors.model.layout
-    whole: Factor | None = factors.whole
-    blocks = factors.blocks
     if factors.is_tiled:
-        blocks = tuple(_held(one, layout.slice(b)) for b, one in enumerate(blocks))
+        layout = fit.model.layout
+        blocks = tuple(_held(one, layout.slice(b)) for b, one in enumerate(fit.blocks))
         whole = blocks[0] if len(blocks) == 1 else None
-    fit = replace(factors.fit, whole=whole, blocks=blocks, components={})
+        components = parts_of(fit.model, whole, blocks)
+        fit = replace(fit, whole=whole, blocks=blocks, components=components)
+    if "committee" in rigidity.plan["inputs"]:
+        committee = rigidity.input("committee")
+        fit = replace(fit, members=open_members(committee))
+        record["committee"] = describe_committee(committee)
     calculator = open_descriptor(rows.settings["features"]["descriptor"])
     return FittedModel(calculator, fit, open_structures(training).species, scale, record)
 

@@ -11,6 +11,9 @@ from ase.data import chemical_symbols
 from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json
 
+SHOWN = tuple(QUANTILES.index(q) for q in (0.05, 0.5, 0.95))
+"""Places of the quantiles that tables and pictures show."""
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -37,14 +40,13 @@ class TextTable:
 
 def rigidity_table(summary: dict[str, list[Json]]) -> TextTable:
     """Per set, group and species: counts, and quantiles of LPR and prior ratio."""
-    shown = QUANTILES.index(0.05), QUANTILES.index(0.5), QUANTILES.index(0.95)
 
     def quantiles(found: list[float] | None) -> list[str]:
-        return ["-" if found is None else f"{found[k]:.3g}" for k in shown]
+        return ["-" if found is None else f"{found[k]:.3g}" for k in SHOWN]
 
     def committee(row: Json) -> list[str]:
         variance, correlation = row["committee_variance"], row["rank_correlation"]
-        sigma = "-" if variance is None else f"{1e3 * variance[shown[1]] ** 0.5:.3g}"
+        sigma = "-" if variance is None else f"{1e3 * variance[SHOWN[1]] ** 0.5:.3g}"
         return [sigma, "-" if correlation is None else f"{correlation:.3f}"]
 
     has_committee = any("rank_correlation" in row for rows in summary.values() for row in rows)

@@ -242,7 +242,6 @@ along = {
 }
 along[f"epoch {EPOCHS}"] = lpr["last layer"]
 sizes = {}
-energy = np.array([atoms.get_potential_energy() / len(atoms) for atoms in frames])
 for n in (N_FRAMES // 4, N_FRAMES // 2):
     torch.save(train(0, everything[:n])[0].state_dict(), FOLDER / f"net_of_{n}.pt")
     sizes[f"{n} structures"] = lpr_of("last", network(f"net_of_{n}.pt", "readout"), n)

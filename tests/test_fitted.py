@@ -11,10 +11,11 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from fitted_cases import CASES, HYPERS, KERNEL, LINEAR, LODE, SOAP, Done
 from small_run import SmallRun, small_run
 
+from dlpr.ase import RigidityCalculator, annotate
 from dlpr.core.kernel import Kernel
 from dlpr.descriptors import gradients
 from dlpr.engine.executors import WorkExecutor
@@ -22,6 +23,7 @@ from dlpr.engine.output import write_job
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
 from dlpr.errors import InputError, JobError
+from dlpr.exports.predictions import predict
 from dlpr.fitted import FittedModel, Prediction, load_model, write_model
 from dlpr.handles import Result
 from dlpr.job import Job
@@ -64,6 +66,60 @@ def test_a_model_says_what_its_run_said(done: Done, tmp_path: Path) -> None:
             np.testing.assert_allclose(
                 getattr(found, name), of_frames[k], rtol=1e-10, atol=1e-10, err_msg=name
             )
+
+
+WIDE = {"soap": {**HYPERS, "density": {"type": "Gaussian", "width": 0.9}}}
+PARTS = {"parts": {"block": SOAP, "whole.x": WIDE}}
+"""With names that factors might have in a store."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "qr", "committee": {"subsample": {"members": 3, "fraction": 0.6}}},
+        {"solver": "eigh", "committee": {"posterior": {"members": 3}}},
+        {
+            "solver": "cholesky",
+            "committee": {"posterior": {"members": 3}},
+            "numerics": {"tile_columns": 13},
+        },
+    ],
+    ids=["triangle", "basis", "tiles"],
+)
+def test_a_model_has_the_parts_and_the_committee_of_its_run(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    done = Done(tmp_path, LINEAR, PARTS, **settings)
+    model = load_model(write_model(done.model, tmp_path / "model"))
+    assert model.record["committee"]["members"] == 3
+    names = ("structure_committee_variance", "structure_pr_block", "structure_pr_whole.x")
+    of_structure = names[:1] if "numerics" in settings else names  # of tiles there is no whole
+    for k, atoms in enumerate(done.frames):
+        found = model.predict(atoms)
+        assert tuple(found.of_atoms) == model.of_atoms
+        assert tuple(found.of_structure) == model.of_structure
+        expected = {
+            "committee_variance": "environment_committee_variance",
+            **{f"lpr_{name}": f"environment_lpr_{name}" for name in PARTS["parts"]},
+        }
+        for name, array in expected.items():
+            of_run = done.expected(array)[k]
+            np.testing.assert_allclose(found.of_atoms[name], of_run, rtol=1e-7, err_msg=name)
+        for name in of_structure:
+            of_run = done.expected(name)[k]
+            assert found.of_structure[name] == pytest.approx(of_run, rel=1e-7)
+    calculated, to = done.frames[0].copy(), tmp_path / "predicted.extxyz"
+    calculated.calc = RigidityCalculator(model)
+    annotate(calculated)
+    predict(model, str(tmp_path / "test.xyz@0"), to)
+    (written,) = read(to, ":")
+    found = model.predict(done.frames[0])
+    for name in model.of_atoms:
+        np.testing.assert_array_equal(calculated.arrays[name], found.of_atoms[name])
+        np.testing.assert_array_equal(written.arrays[name], found.of_atoms[name])
+    for name in model.of_structure:
+        value = found.of_structure[name]
+        np.testing.assert_array_equal([calculated.info[name], written.info[name]], value)
 
 
 def test_uncertainty_is_the_scale_times_the_root_of_the_variance(done: Done) -> None:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from dlpr import descriptors
 from dlpr.api import pipeline
-from dlpr.bench.measure import n_cores, timed
+from dlpr.bench.measure import timed
 from dlpr.clusters import starter
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.engine.events import Listener
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.store.folder import StageFolder
 from dlpr.structures.frames import Piece
 

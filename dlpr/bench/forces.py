@@ -12,11 +12,12 @@ from functools import partial
 import numpy as np
 
 from dlpr.bench.fabricate import again, fabricated_job, warm_pipeline, write_atoms
-from dlpr.bench.measure import Bench, Row, in_turn, n_cores, ratio
+from dlpr.bench.measure import Bench, Row, in_turn, ratio
 from dlpr.bench.passes import FRAME_ATOMS, rows_in_memory
 from dlpr.bench.peers import fold_in_memory
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages.structures import open_structures
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from dlpr.api import pipeline
 from dlpr.bench.fabricate import warm_client
 from dlpr.bench.frames import SMALL, TRAIN, carbon, carbon_job, write_frames
-from dlpr.bench.measure import Bench, Row, n_cores
+from dlpr.bench.measure import Bench, Row
 from dlpr.bench.watch import Spent
 from dlpr.handles import Result
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.stages.factor import factor_facts
 
 if TYPE_CHECKING:

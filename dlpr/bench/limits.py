@@ -16,12 +16,13 @@ from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 from scipy.linalg.lapack import dgeqrf, dpotrf
 
 from dlpr.bench.frames import SMALL, SOAP, small_frames
-from dlpr.bench.measure import Bench, Row, n_cores, sample
+from dlpr.bench.measure import Bench, Row, sample
 from dlpr.bench.peers import FeatomicAlone
 from dlpr.core.blas import blas_threads
 from dlpr.core.factorize import factorize
 from dlpr.core.folds import Gram
 from dlpr.descriptors import Soap
+from dlpr.job.cluster import n_cores
 from dlpr.structures.frames import Piece
 
 FloatArray = NDArray[np.float64]

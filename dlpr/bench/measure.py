@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dlpr.core.blas import blas_kernel
+from dlpr.engine.probe import versions
+from dlpr.job.cluster import n_cores
 
 Json = dict[str, Any]
 Samples = dict[str, list[float]]
-PACKAGES = (
-    *("dlpr", "numpy", "scipy", "featomic", "ase", "zarr", "dask", "distributed"),
-    *("google-crc32c", "skmatter"),
-)
 DATA = Path("../shared/data")
 """Where the developers' data lie, beside a checkout."""
 FEWEST_COLUMNS, FEWEST_ENVIRONMENTS = 32, 200
@@ -191,12 +187,6 @@ class Bench:
         return value
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
-
-
 def timed(function: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     start = time.perf_counter()
@@ -251,7 +241,7 @@ def conditions() -> Json:
             for name, value in os.environ.items()
             if name.endswith(("_NUM_THREADS", "_CORETYPE"))
         },
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "versions": versions("google-crc32c", "skmatter"),
     }
 
 
@@ -282,10 +272,3 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     names = path.read_text().splitlines() if path.exists() else []
     return next((s.partition(":")[2].strip() for s in names if s.startswith("model name")), "")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -15,8 +15,9 @@ import numpy as np
 
 from dlpr.bench.fabricate import warm_pipeline
 from dlpr.bench.frames import LARGE, SMALL, carbon, carbon_job, frame_text, write_carbon
-from dlpr.bench.measure import Bench, Row, n_cores
+from dlpr.bench.measure import Bench, Row
 from dlpr.bench.watch import peak_nbytes, promised_nbytes
+from dlpr.job.cluster import n_cores
 
 CHEAP = {
     "cutoff": {"radius": 3.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 import dlpr
 from dlpr.bench.fabricate import again, fabricated_job, warm_pipeline
-from dlpr.bench.measure import Bench, Row, in_turn, n_cores, ratio, timed
+from dlpr.bench.measure import Bench, Row, in_turn, ratio, timed
 from dlpr.bench.passes import fabricate_rows, features_in_memory, rows_in_memory
 from dlpr.bench.peers import naive_dask, scikit_matter, write_stack
 from dlpr.core.blas import blas_threads
+from dlpr.job.cluster import n_cores
 
 FloatArray = NDArray[np.float64]
 N_TEST = 2000

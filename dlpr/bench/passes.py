@@ -14,11 +14,12 @@ from scipy.linalg.lapack import dpotrf, dtrtri
 
 from dlpr.bench.fabricate import again, fabricated_job, warm_pipeline, write_atoms
 from dlpr.bench.frames import SOAP, carbon_job, small_frames, write_carbon
-from dlpr.bench.measure import Bench, Row, in_turn, n_cores, ratio, timed
+from dlpr.bench.measure import Bench, Row, in_turn, ratio, timed
 from dlpr.bench.peers import FeatomicAlone, fold_in_memory, multiply_in_memory, solve_in_memory
 from dlpr.core.blas import blas_threads
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.stages.features import FeatureSource
 from dlpr.stages.fold import all_rows
 from dlpr.stages.model import open_model

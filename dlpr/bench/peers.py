@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, dtrmm, dtrsm
 
-from dlpr.bench.measure import Json, n_cores, timed
+from dlpr.bench.measure import Json, timed
 from dlpr.core.blas import blas_threads
+from dlpr.job.cluster import n_cores
 
 FloatArray = NDArray[np.float64]
 _BATCH_FRAMES = 5

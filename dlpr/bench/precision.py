@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from dlpr.api import pipeline
 from dlpr.bench.fabricate import warm_client
 from dlpr.bench.frames import carbon_job
-from dlpr.bench.measure import Bench, Row, n_cores
+from dlpr.bench.measure import Bench, Row
 from dlpr.handles import Result
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.stages.factor import factor_facts
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ import psutil
 import yaml
 
 from dlpr.bench.frames import SMALL, SOAP, TRAIN, carbon_job, small_frames, write_carbon
-from dlpr.bench.measure import Bench, Json, Row, n_cores, timed
+from dlpr.bench.measure import Bench, Json, Row, timed
 from dlpr.bench.overhead import split, tasks_of
 from dlpr.bench.peers import FeatomicAlone
 from dlpr.engine.estimate import estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.workspace import Workspace
+from dlpr.job.cluster import n_cores
 
 COLUMNS = 715
 _INTERVAL = 0.2
@@ -61,7 +62,7 @@ class Run:
 
 
 def run(folder: Path, workers: int) -> Run:
-    """Run the job of a folder of `write_carbon` from nothing; twice again with nothing changed."""
+    """Run the job of a folder of `write_carbon` from nothing, then again with nothing changed."""
     job = carbon_job(folder, workers, output=f"results-{workers}")
     path = folder / f"job-{workers}.yaml"
     path.write_text(yaml.safe_dump(job.resolved()))
@@ -72,7 +73,10 @@ def run(folder: Path, workers: int) -> Run:
     begin = time.time()
     seconds = timed(watched.finish)
     lines = (folder / f"results-{workers}" / "events.jsonl").read_text().splitlines()
-    again = [timed(lambda: subprocess.run(command, capture_output=True)) for _ in range(_AGAIN)]
+    again = [
+        timed(lambda: subprocess.run(command, capture_output=True, check=True))
+        for _ in range(_AGAIN)
+    ]
     events = [json.loads(line) for line in lines]
     costs = [event["receipt"]["cost"] for event in events if event["kind"] == "task"]
     return Run(
@@ -200,7 +204,7 @@ def _serial(bench: Bench, found: dict[int, Run], alone: float) -> Iterator[Row]:
         script = _script(folder, n) if n > trial["environments"] else trial
     except RuntimeError as error:
         note = str(error).strip().splitlines()[-1]
-        yield Row("whole run", None, "", {}, "serial script", 6.0, note=note)
+        yield Row("whole run, times as fast", None, "", {}, "serial script", 6.0, note=note)
         return
     slope = script["test_seconds"] / script["environments"]
     growth = (script["peak_nbytes"] - script["fixed_nbytes"]) / script["environments"]

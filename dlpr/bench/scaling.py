@@ -20,7 +20,7 @@ from dlpr.bench.report import HOURS, LOAD, TRAFFIC
 from dlpr.core.rows import Layout
 from dlpr.core.tiles import Tiling
 from dlpr.engine import memory
-from dlpr.engine.blocks import default_block, default_task
+from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.estimate import PARSED_ATOMS
 from dlpr.engine.factor_size import FactorSize
 from dlpr.job import Numerics
@@ -156,7 +156,7 @@ def stage_costs(
 ) -> list[StageCost]:
     """The stages of a run, in order; the waves of a factorization in tiles are one each."""
     d, square = work.n_columns, work.n_columns**2
-    size = numerics.task_environments or default_task(default_block(d), d)
+    _, size = planned_blocks(numerics, d)
     tiles, depth = tiling(d, numerics), most_partials(work, numerics)
     n_atoms = work.n_train + work.n_environments
     features = constants.soap[0] + constants.soap[1] * d
@@ -248,7 +248,7 @@ def measure(bench: Bench) -> Iterator[Row]:
         size = {"columns": d}
         yield Row("tasks", n_tasks, "tasks", size)
         yield Row("depth of the combination", most_partials(work, numerics), "partials", size)
-        yield Row("chunk rows", default_block(d), "environments", size)
+        yield Row("chunk rows", planned_blocks(numerics, d)[0], "environments", size)
         yield Row("memory of a worker", worker_nbytes(work, numerics) / 2**30, "GiB", size)
 
 
@@ -265,11 +265,12 @@ def _beside(row: Row, constants: Constants, numerics: Numerics) -> Row:
 
 def worker_nbytes(work: Workload, numerics: Numerics) -> int:
     """What a worker needs that does one task at a time: dlpr's own promise."""
-    d, block = work.n_columns, default_block(work.n_columns)
+    d = work.n_columns
+    block, task = planned_blocks(numerics, d)
     form = form_of("auto", 1.0, work.n_rows, d, numerics.tile_columns)
     size = FactorSize(form, Layout((d,)), work.n_rows, numerics.tile_columns)
     crowd = memory.Crowd(LARGE, memory.DENSITY, work.n_environments // LARGE)
-    calculator, task = Waves({"waves": d}, [6]), default_task(block, d)
+    calculator = Waves({"waves": d}, [6])
     return memory.BASE_NBYTES + max(
         memory.fold_nbytes(d, numerics.tile_columns, numerics.fold_block_rows),
         size.factorize_nbytes,

@@ -23,10 +23,11 @@ from typing import Any
 import psutil
 
 from dlpr.bench.frames import SMALL, carbon_job, write_carbon
-from dlpr.bench.measure import Bench, Json, Row, n_cores, timed
+from dlpr.bench.measure import Bench, Json, Row, timed
 from dlpr.clusters.config import DASK_CONFIG
 from dlpr.engine.dask_executor import DaskExecutor
 from dlpr.engine.starter import Running
+from dlpr.job.cluster import n_cores
 from dlpr.stages import tasks
 from dlpr.store.folder import StageFolder
 

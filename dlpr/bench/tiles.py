@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.bench.fabricate import fabricated_job, warm_pipeline
-from dlpr.bench.measure import Bench, Row, n_cores, timed
+from dlpr.bench.measure import Bench, Row, timed
 from dlpr.bench.passes import fabricate_rows
 from dlpr.bench.watch import Spent, peak_nbytes, promised_nbytes
 from dlpr.handles import Result
 from dlpr.job import Job
+from dlpr.job.cluster import n_cores
 from dlpr.stages.factor import factor_facts
 
 MEMORY = "2GiB"

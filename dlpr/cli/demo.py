@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import click
 
 
 def _default_workers() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return min(4, len(usable(0)) if usable else os.cpu_count() or 1)
+    from dlpr.job.cluster import n_cores
+
+    return min(4, n_cores())
 
 
 @click.command(epilog="Example:  dlpr demo --output /tmp/dlpr-demo")

@@ -20,7 +20,8 @@ import click
 def save(results: Path, folder: Path, scale: float) -> None:
     """Write the model that the run in RESULTS has fitted as one FOLDER.
 
-    It needs nothing else: `dlpr predict`, dlpr.load_model and dlpr.ase.RigidityCalculator open it.
+    It needs nothing else, but for a Python function or network that its descriptor names: `dlpr
+    predict`, dlpr.load_model and dlpr.ase.RigidityCalculator open it.
     """
     from dlpr.saving import save_model
 
@@ -64,8 +65,9 @@ def predict(
 ) -> None:
     """Predict the structures in FILE with a saved MODEL, and write them as extended xyz.
 
-    Columns per atom: energies, lpr, prior_ratio, uncertainty (eV), unseen, and forces. FILE is of
-    any format that ASE reads; labels in it are compared with what is predicted.
+    Columns per atom: energies, lpr, prior_ratio, uncertainty (eV), unseen, and forces; of a model
+    with a committee committee_variance (eV²), of a descriptor's parts lpr_NAME. FILE is of any
+    format that ASE reads; labels in it are compared with what is predicted.
     """
     from rich.console import Console
     from rich.progress import Progress

@@ -24,7 +24,7 @@ from dlpr.engine.output import run_cost
 from dlpr.engine.pipeline import Pipeline
 from dlpr.handles import Result
 from dlpr.job import Job
-from dlpr.scans import CURVE, PICTURE, write_curve
+from dlpr.regularizer_scan import CURVE, PICTURE, write_curve
 from dlpr.stages.factor import factor_facts
 from dlpr.store.files import Json
 from dlpr.tables import TextTable, cost_table, rigidity_table

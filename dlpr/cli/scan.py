@@ -43,7 +43,7 @@ def scan(
     """
     from dlpr.cli.report import ProgressLines, show
     from dlpr.plots import check_picture, plot_scan
-    from dlpr.regularizers import scan as do_scan
+    from dlpr.scanning import scan as do_scan
     from dlpr.store.files import write_json
 
     if not 0.0 < low < high < np.inf:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh, eigvalsh, qr, svd, svdvals
+from scipy.linalg import eigh, eigvalsh, svd, svdvals
 from scipy.linalg.blas import dsyrk
 from scipy.linalg.lapack import dpotrf
 
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.extremes import extreme_eigenvalues, n_above
 from dlpr.core.factor import EPS, RESIDUAL_RTOL, HeldFactor, SpectralFactor, TriangularFactor
 from dlpr.core.folds import Gram, Triangle, absorb
@@ -141,40 +142,28 @@ def factorize(
     return factor, _of_extremes(fold, factor, solver, n_rows, mu, noise)
 
 
-def factorize_rows(rows: FloatArray, mu: float) -> tuple[SpectralFactor, Conditioning]:
-    """Factorize ``H = G^T G + mu 1`` from fewer rows than columns, without any H.
-
-    ``G^T = Q R``, and the singular value decomposition of R gives the eigenvectors in the span of
-    the rows: 4 r^2 D operations, at the accuracy of triangles.
+def factorize_decomposed(rows: Decomposition, mu: float) -> tuple[SpectralFactor, Conditioning]:
+    """Factorize ``H = G^T G + mu 1`` of fewer rows than columns, without any H.
 
     Parameters
     ----------
-    rows : (r, n_columns) float64
-        G, at most as many rows as columns; stays as it is.
+    rows : Decomposition
+        Of rows, see `Decomposition.of_rows`: the accuracy is that of triangles.
     mu : float
         Regularizer, at least 0. With 0 the basis is cut at the numerical rank.
 
     Raises
     ------
     JobError
-        If mu is negative or not finite, or there are more rows than columns.
+        If mu is negative or not finite.
     NumericsError
-        If rows hold NaN or infinities, or no digit of a rigidity would be right.
+        If no digit of a rigidity would be right.
     """
-    n_rows, n_columns = rows.shape
     _check_regularizer(mu)
-    if n_rows > n_columns:
-        raise JobError(
-            f"the dual form needs at most as many rows as columns, and there are {n_rows} rows "
-            f"of {n_columns}: fold them"
-        )
-    if not np.isfinite(rows).all():
-        raise NumericsError("the rows of the data hold NaN or infinities: look for such features")
-    q, triangle = qr(np.array(rows.T, order="F"), mode="economic", overwrite_a=True)
-    left, sigma, _ = svd(triangle, overwrite_a=True)
-    data = np.square(sigma)
-    stated, held = _of_spectrum("dual", n_rows, n_columns, data, mu, n_columns * EPS, False)
-    return SpectralFactor(q @ left[:, :held], data[:held] + mu, mu), stated
+    n_columns, n_rows = rows.basis.shape
+    data, noise = np.square(rows.sigma), n_columns * EPS
+    stated, held = _of_spectrum("dual", n_rows, n_columns, data, mu, noise, False)
+    return SpectralFactor(np.ascontiguousarray(rows.basis[:, :held]), data[:held] + mu, mu), stated
 
 
 def kept_directions(spectrum: FloatArray, mu: float) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.committee import committee_variance
-from dlpr.core.factor import Factor, reciprocal
+from dlpr.core.committee import committee_variance, spread
+from dlpr.core.factor import Factor, HeldFactor, SpectralFactor, load_factor, reciprocal
 from dlpr.core.models import Model, Targets, Which
 from dlpr.core.rows import FloatArray, IntArray, square_norm
 
@@ -72,8 +74,46 @@ class Fit:
     """(n_species,) energies of isolated atoms that stand beside the weights"""
     components: Mapping[str, tuple[Factor, ...]] = field(default_factory=dict)
     """for rows that live in one part of the features, in each block"""
-    spread: FloatArray | None = None
-    """(n_columns, n_members) of a committee's weights, see `dlpr.core.committee.spread`"""
+    members: FloatArray | None = None
+    """(n_members, n_columns) weights of a committee"""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        mu: float,
+        whole: HeldFactor,
+        weights: FloatArray | None,
+        isolated: FloatArray,
+    ) -> Self:
+        """With all factors that follow from the whole."""
+        blocks = blocks_of(model, whole)
+        return cls(model, mu, whole, blocks, weights, isolated, parts_of(model, whole, blocks))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays of factors and weights for a store; `load_fit` reads them back.
+
+        Of a spectral factor the whole alone, which blocks and components are views of. All
+        factors must be held in memory.
+        """
+        held: dict[str, Any] = {} if self.whole is None else {"whole": self.whole}
+        if not isinstance(self.whole, SpectralFactor):
+            if self.whole is None or len(self.blocks) > 1:
+                held |= {_block(number): one for number, one in enumerate(self.blocks)}
+            for name, factors in self.components.items():
+                held |= {_part(name, number): one for number, one in enumerate(factors)}
+        arrays = {
+            f"{place}.{key}": value
+            for place, factor in held.items()
+            for key, value in factor.to_arrays().items()
+        }
+        weights = {"weights": self.weights, "members": self.members}
+        return arrays | {name: one for name, one in weights.items() if one is not None}
+
+    @cached_property
+    def spread(self) -> FloatArray | None:
+        """(n_columns, n_members) of a committee's weights, see `dlpr.core.committee.spread`."""
+        return None if self.members is None else spread(self.members)
 
     def environments(self, features: FloatArray, species: IntArray, mapped: Mapped) -> Environments:
         """Rigidity, energy and variance of environments.
@@ -229,3 +269,72 @@ class Fit:
         block = self.model.layout.slice(0 if self.model.shared else species)
         weights = self.weights[block][: self.model.map.widths[species]]
         return self.model.map.gradient(species, features, weights)
+
+
+def blocks_of(model: Model, whole: HeldFactor) -> tuple[HeldFactor, ...]:
+    """Factors for rows that live in one block of columns, for each block."""
+    layout = model.layout
+    if layout.n_blocks == 1:
+        return (whole,)
+    return tuple(whole.block(layout.slice(number)) for number in range(layout.n_blocks))
+
+
+def parts_of(
+    model: Model, whole: Factor | None, blocks: Sequence[HeldFactor]
+) -> dict[str, tuple[HeldFactor, ...]]:
+    """Factors for rows that live in one part of the features, by its name, for each block.
+
+    A spectral factor's are views of the whole, a triangular one's follow from the blocks'.
+    """
+
+    def part(number: int, columns: slice) -> HeldFactor:
+        if isinstance(whole, SpectralFactor):
+            return whole.block(columns)
+        start = model.layout.slice(number).start
+        return blocks[number].block(slice(columns.start - start, columns.stop - start))
+
+    return {
+        name: tuple(part(number, columns) for number, columns in enumerate(model.component(name)))
+        for name, _, _ in model.map.components
+    }
+
+
+def load_fit(
+    arrays: Mapping[str, NDArray[Any]], model: Model, mu: float, isolated: FloatArray
+) -> Fit:
+    """Rebuild a fit from what its ``to_arrays`` gave.
+
+    Raises
+    ------
+    ValueError
+        If there is neither a factor of the whole nor one of each block.
+    """
+
+    def held(place: str) -> HeldFactor | None:
+        head = f"{place}."
+        own = {k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)}
+        return load_factor(own) if own else None
+
+    whole, numbers = held("whole"), range(model.layout.n_blocks)
+    blocks = tuple(one for number in numbers if (one := held(_block(number))))
+    if not blocks and whole is not None:
+        blocks = blocks_of(model, whole)
+    if len(blocks) != len(numbers):
+        raise ValueError(f"it has factors of {len(blocks)} of {len(numbers)} blocks")
+    stored = {
+        name: tuple(one for number in numbers if (one := held(_part(name, number))))
+        for name, _, _ in model.map.components
+    }
+    components = stored if all(stored.values()) else parts_of(model, whole, blocks)
+    weights, members = arrays.get("weights"), arrays.get("members")
+    return Fit(model, mu, whole, blocks, weights, isolated, components, members)
+
+
+def _block(number: int) -> str:
+    """Name in a store of the factor of a block."""
+    return f"block{number}"
+
+
+def _part(name: str, number: int) -> str:
+    """Name in a store of the factor of a part of the features in a block: no part's has an @."""
+    return f"@{name}@{number}"

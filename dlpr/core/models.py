@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,12 @@ class Identity:
     n_features: int
     n_species: int
     components: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, n_species: int, parts: Mapping[str, slice]) -> Self:
+        """For features that are made of parts, one or more, which together are all columns."""
+        found = [(name, columns.start, columns.stop) for name, columns in parts.items()]
+        return cls(found[-1][2], n_species, tuple(found) if len(found) > 1 else ())
 
     @property
     def widths(self) -> tuple[int, ...]:

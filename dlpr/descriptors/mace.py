@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.digests import check_digest, file_digest
 from dlpr.descriptors.pieces import atoms_of
 from dlpr.descriptors.torch_kind import TorchKind, rows_of_centres
 from dlpr.descriptors.torch_work import (
-    check_digest,
     computing,
-    file_digest,
     imported,
     layer_of,
     layer_rows,
@@ -46,7 +45,7 @@ class Mace(TorchKind):
     kind = "mace"
     keys = ("file", "trust", "layer", "nbytes_per_atom")
     added = (*TorchKind.added, "file_sha256")
-    packages = ("torch", "mace-torch", "e3nn")
+    packages = ("torch", "mace-torch", "e3nn", "matscipy")
     process_nbytes = 384 << 20
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:

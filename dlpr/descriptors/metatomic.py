@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.digests import check_digest, file_digest, folder_digest
 from dlpr.descriptors.pieces import atoms_of
 from dlpr.descriptors.torch_kind import TorchKind, rows_of_centres
 from dlpr.descriptors.torch_work import (
-    check_digest,
     computing,
-    file_digest,
-    folder_digest,
     imported,
     reporting,
 )
@@ -42,11 +40,12 @@ class Metatomic(TorchKind):
     kind = "metatomic"
     keys = ("file", "output", "extensions", "nbytes_per_atom")
     added = (*TorchKind.added, "file_sha256", "dtype")
-    packages = ("torch", "metatomic-torch")
+    packages = ("torch", "metatomic-torch", "metatensor-torch", "vesin")
     process_nbytes = 256 << 20
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
         imported("metatomic.torch", self.kind, "metatomic-torch")
+        imported("vesin.metatomic", self.kind, "vesin")
         super().__init__(options, species)
         self._path = Path(self._options["file"])
         self._digest = file_digest(self._path, f"{_KEY}.file")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.digests import check_digest, file_digest
 from dlpr.descriptors.neighbours import DENSITY
 from dlpr.descriptors.pieces import atoms_of
 from dlpr.descriptors.soap import Soap
@@ -18,9 +19,7 @@ from dlpr.descriptors.torch_kind import TorchKind, rows_of_centres
 from dlpr.descriptors.torch_work import (
     CHUNK_NBYTES,
     CHUNK_ROWS,
-    check_digest,
     computing,
-    file_digest,
     layer_of,
     layer_rows,
     reporting,
@@ -47,7 +46,7 @@ class Network(TorchKind):
     ----------
     options
         ``call``: "module:function", which returns the module, called with float64 as torch's
-        default; ``options``: its keywords;
+        default; ``options``: its keywords, see `dlpr.descriptors.user_code.source_digest`;
         ``folder``: where its Python module is, if not among the installed ones. ``state``: a file
         of weights, loaded with ``weights_only=True``, or None: the function has set them.
         ``input``: the descriptor whose rows the module takes, ``{kind: hyperparameters}``, or
@@ -89,7 +88,8 @@ class Network(TorchKind):
                 "descriptor.network needs a layer, or an input: derivatives by all weights are"
                 " those of a network on rows. Correct the job file."
             )
-        self._source = source_digest(self._function)
+        named = (self._options["options"], self._options["folder"])
+        self._source = source_digest(self._function, *named)
         check_source(
             self._options["call"], self._source, self._planned["source_sha256"], "features"
         )

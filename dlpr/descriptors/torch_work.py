@@ -7,10 +7,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,60 +85,6 @@ def computing() -> Iterator[Any]:
         finally:
             torch.set_num_threads(n_threads)
             torch.set_default_dtype(dtype)
-
-
-def file_digest(path: Path, key: str) -> str:
-    """SHA-256 of a file that a job names.
-
-    Raises
-    ------
-    JobError
-        If it cannot be read.
-    """
-    try:
-        state = path.stat()
-        return _file_digest(str(path), state.st_size, state.st_mtime_ns)
-    except OSError as error:
-        raise JobError(
-            f"{key}: {path} cannot be read: {error.strerror}. Correct the job file."
-        ) from None
-
-
-def folder_digest(path: Path, key: str) -> str:
-    """SHA-256 of the names and contents of all files in a folder that a job names.
-
-    Raises
-    ------
-    JobError
-        If it is no folder, or a file cannot be read.
-    """
-    if not path.is_dir():
-        raise JobError(f"{key}: {path} is no folder. Correct the job file.")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    names = [f"{file.relative_to(path)} {file_digest(file, key)}" for file in files]
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-@lru_cache(maxsize=64)
-def _file_digest(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_digest(what: str, found: str, planned: str | None) -> None:
-    """Refuse a model that is not the one that a plan was made with.
-
-    Raises
-    ------
-    JobError
-        With both digests.
-    """
-    if planned is not None and planned != found:
-        raise JobError(
-            f"{what} is not the one that the features were planned with: its SHA-256 is"
-            f" {found[:12]}, then it was {planned[:12]}. Run the job again, with the same model on"
-            " all machines; a model that is made at random needs its weights in a file."
-        )
 
 
 def weights_digest(module: Any) -> str:

@@ -11,10 +11,12 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dlpr.descriptors.digests import file_digest
 from dlpr.errors import JobError
 
 _log = logging.getLogger(__name__)
@@ -64,14 +66,36 @@ def imported(call: str, folder: str | None, key: str) -> Callable[..., Any]:
     return found
 
 
-def source_digest(function: Callable[..., Any]) -> str:
-    """SHA-256 of the file of an imported function's module, as it was then; empty without one."""
+def source_digest(
+    function: Callable[..., Any], options: object = None, folder: str | None = None
+) -> str:
+    """SHA-256 of the file of an imported function's module, as it was then; empty without one.
+
+    Where text in its options, in lists and mappings too, is the path of a file, absolute or from
+    the job's folder, that of all these files together: what is in them may decide what it returns.
+    Folders, and files that the function finds by itself, are not looked at.
+    """
     home = getattr(function, "__module__", None) or ""
-    return _imported.get(home, _digest(home))
+    own = _imported.get(home, _digest(home))
+    named = [file_digest(path, str(path)) for path in _files(options, folder or "")]
+    return hashlib.sha256(" ".join([own, *named]).encode()).hexdigest() if named else own
+
+
+def _files(options: object, folder: str) -> Iterator[Path]:
+    """Files that options name."""
+    if isinstance(options, Mapping):
+        options = [options[key] for key in sorted(options)]
+    if isinstance(options, list):
+        for one in options:
+            yield from _files(one, folder)
+    elif isinstance(options, str):
+        with suppress(OSError):  # text that is too long for a name, or in a closed folder
+            if (path := Path(folder, options)).is_file():
+                yield path
 
 
 def check_source(call: str, found: str, planned: str | None, what: str) -> None:
-    """Refuse a module whose file is not the one that a plan was made with.
+    """Refuse a module, or files of its options, that are not those that a plan was made with.
 
     Raises
     ------
@@ -80,9 +104,9 @@ def check_source(call: str, found: str, planned: str | None, what: str) -> None:
     """
     if planned is not None and planned != found:
         raise JobError(
-            f"the module of {call} is not the one that the {what} were planned with: its file"
-            f" has the SHA-256 {found[:12]}, then it was {planned[:12]}. Run the job again, with"
-            " the same file on all machines."
+            f"the module of {call}, or a file that its options name, is not the one that the"
+            f" {what} were planned with: the SHA-256 is {found[:12]}, then it was {planned[:12]}."
+            " Run the job again, with the same files on all machines."
         )
 
 

@@ -39,14 +39,14 @@ class UserFunction(Kind):
         ``n_features``: its columns; None: those for a chain of one atom of each species.
         ``nbytes_per_atom``: memory that the function needs for each atom of a call. ``folder``:
         where its module is, if not among the installed ones. ``source_sha256``: of the module's
-        file when a plan was made with it.
+        file, and of files that options name, when a plan was made with them.
     species
         Atomic numbers of all atoms of the job.
 
     Raises
     ------
     JobError
-        If a key is unknown, the function cannot be imported, or its file has changed since the
+        If a key is unknown, the function cannot be imported, or such a file has changed since the
         plan.
     """
 
@@ -62,7 +62,7 @@ class UserFunction(Kind):
         self._cutoff, self._folder = options.get("cutoff"), options.get("folder")
         self._given = options.get("n_features")
         self._nbytes_per_atom = int(options.get("nbytes_per_atom") or 0)
-        self._source = source_digest(self._function)
+        self._source = source_digest(self._function, self._options, self._folder)
         check_source(self._call, self._source, options.get("source_sha256"), "features")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class UserFunction(Kind):
         return {"column": np.arange(self.n_features, dtype=np.int32)}
 
     def settings(self) -> dict[str, Any]:
-        """Return what is called, with what, and a digest of its file, as JSON can hold it."""
+        """Return what is called, with what, and a digest of its files, as JSON can hold it."""
         options = {
             "call": self._call,
             "options": self._options,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dlpr.job import Numerics
+
 BLOCK_NBYTES = 1 << 24
 """Bytes of features in one block, where the job does not say."""
 TASK_BLOCKS = 2
@@ -23,3 +25,10 @@ def default_task(block: int, n_features: int) -> int:
     """
     n = int(TASK_ENVIRONMENTS / (1.0 + (n_features / TASK_COLUMNS) ** 2))
     return max(TASK_BLOCKS * block, n)
+
+
+def planned_blocks(numerics: Numerics, n_features: int) -> tuple[int, int]:
+    """Environments in a block, and in a task of whole blocks."""
+    block = numerics.block_environments or default_block(n_features)
+    task = numerics.task_environments or default_task(block, n_features)
+    return block, -(-task // block) * block

@@ -137,6 +137,11 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
             f"have the weight 0 (loss.structure_weight: {job.loss.structure_weight}); at least one "
             f"above 0 is needed."
         )
+    if not any(job.loss.groups.get(group, 1.0) for group in store.group_names):
+        raise JobError(
+            f"loss.groups has 0 for every group of the training set, which are "
+            f"{', '.join(store.group_names)}; at least one above 0 is needed."
+        )
     for group in job.loss.groups:
         if group not in store.group_names:
             raise JobError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
-from dlpr.engine import choice, memory
+from dlpr.engine import memory, regularizer_choice
 from dlpr.engine.check import check_committee
 from dlpr.engine.events import Event
 from dlpr.engine.factor_size import FactorSize, takes_basis
@@ -28,7 +28,7 @@ def chosen_factor(steps: Pipeline) -> StageFolder:
     work, loss = steps.workspace.work, steps.loss().model_dump(mode="json")
 
     def settings(solver: str) -> Json:
-        model = {**steps.model(), "regularizer": choice.regularizer(steps)}
+        model = {**steps.model(), "regularizer": regularizer_choice.regularizer(steps)}
         return {"model": model, "loss": loss, "solver": solver, "numerics": steps.numerics()}
 
     def by(of: StageFolder | None, solver: str) -> StageFolder:
@@ -41,7 +41,7 @@ def chosen_factor(steps: Pipeline) -> StageFolder:
         return steps.workspace.finish("factor of the tiles", plan)
 
     if steps.job.model.spec.scan:
-        choice.check_labels(steps, steps.job.model.spec.scan.on)
+        regularizer_choice.check_labels(steps, steps.job.model.spec.scan.on)
     form = steps.form()
     check_committee(steps.job, form, steps.n_columns())
     require_memory(steps, form)

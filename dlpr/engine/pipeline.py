@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, check_sets, descriptor
-from dlpr.engine import choice, factorization
-from dlpr.engine.blocks import default_block, default_task
+from dlpr.engine import factorization, regularizer_choice
+from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.check import check_columns, check_training_set
 from dlpr.engine.probe import versions
 from dlpr.engine.refit import converged_fit
@@ -130,14 +130,12 @@ class Pipeline:
         def make() -> Json:
             calculator = descriptor(self.job.descriptor_of(name), self.species())
             self._check_features(name, calculator)
-            numerics = self.job.numerics
-            block = numerics.block_environments or default_block(calculator.n_features)
-            task = numerics.task_environments or default_task(block, calculator.n_features)
+            block, task = planned_blocks(self.job.numerics, calculator.n_features)
             return {
                 "descriptor": calculator.settings(),
                 "dtype": self.job.storage.dtype,
                 "block_environments": block,
-                "task_environments": -(-task // block) * block,
+                "task_environments": task,
             }
 
         return self._once("settings of features", name, make)
@@ -274,7 +272,7 @@ class Pipeline:
 
     def scan(self) -> StageFolder:
         """The regularizers that are tried where the job leaves the choice to the run."""
-        return self._once("scan", "train", lambda: choice.chosen_scan(self))
+        return self._once("scan", "train", lambda: regularizer_choice.chosen_scan(self))
 
     def model(self) -> Json:
         """The job's model: its kind, and what the job says of it."""
@@ -297,10 +295,10 @@ class Pipeline:
         if self.job.loss.is_reweighted:
             check_columns(n_columns, self.job.numerics.tile_columns)
         form = self.form_of(n_rows, n_columns)
-        if form == "rows" and self.n_rows() > self.n_columns():
+        if form == "rows" and n_rows > n_columns:
             raise JobError(
-                f"solver: dual needs no more rows than columns; this job has {self.n_rows()} rows "
-                f"and {self.n_columns()} columns. Use solver: auto."
+                f"solver: dual needs no more rows than columns; this job has {n_rows} rows and "
+                f"{n_columns} columns. Use solver: auto."
             )
         return form
 
@@ -345,7 +343,11 @@ class Pipeline:
         sets = {name: self.rigidity(name) for name in sorted(self.job.test)}
         with_forces = sets if self.job.test_forces else ()
         forces = {name: self.forces(name) for name in with_forces}
-        attributes = {"job": self.job.settings(), "versions": versions(), **choice.record(self)}
+        attributes = {
+            "job": self.job.settings(),
+            "versions": versions(),
+            **regularizer_choice.record(self),
+        }
         plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         check_whole(folder)

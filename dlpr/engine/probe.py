@@ -16,10 +16,10 @@ from dlpr.store.files import look_again, write_json
 PACKAGES = ("dlpr", "numpy", "scipy", "featomic", "zarr", "ase", "dask", "distributed")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of all that decides a result."""
+def versions(*others: str) -> dict[str, str]:
+    """Versions of Python, of all packages that decide a result, and of others."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *others):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

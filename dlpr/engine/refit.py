@@ -26,9 +26,10 @@ def converged_fit(steps: Pipeline) -> StageFolder:
         If the loss is not fitted to ``loss.tolerance`` within ``loss.iterations``.
     """
     loss, solver = steps.loss(), steps.job.solver
-    is_triangle = solver == "qr" or (solver == "auto" and steps.model()["regularizer"] == 0.0)
-    stage = "triangle" if is_triangle else "hessian"
-    fit = _fit(steps, stage, "auto" if solver == "auto" and not is_triangle else solver, None)
+    if solver == "auto" and steps.model()["regularizer"] == 0.0:
+        solver = "qr"
+    stage = "triangle" if solver == "qr" else "hessian"
+    fit = _fit(steps, stage, solver, None)
     if fit.receipts()[0].facts["refused"]:
         stage = "triangle"
         fit = _fit(steps, stage, "qr", None)

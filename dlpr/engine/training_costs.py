@@ -9,10 +9,10 @@ import numpy as np
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.descriptors.gradients import derivative_nbytes
 from dlpr.engine import memory
-from dlpr.engine.blocks import default_block, default_task
-from dlpr.engine.choice import SAMPLE
+from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.factor_size import FactorSize
 from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.regularizer_choice import SAMPLE
 from dlpr.engine.sizes import SetSize, count_rows
 from dlpr.engine.timing import gradient_seconds
 from dlpr.stages import fold as fold_stage
@@ -100,15 +100,14 @@ def derivatives(
 
 def blocks_of(steps: Pipeline, calculator: Descriptor, size: SetSize) -> tuple[int, int, int]:
     """Environments of a block and of a task, and how many tasks there are."""
-    numerics = steps.job.numerics
-    block = numerics.block_environments or default_block(calculator.n_features)
-    task = numerics.task_environments or default_task(block, calculator.n_features)
+    block, task = planned_blocks(steps.job.numerics, calculator.n_features)
     return block, task, max(1, -(-size.n_environments // task))
 
 
 def features(
     steps: Pipeline, calculator: Descriptor, name: str, size: SetSize, seconds: float
 ) -> StageEstimate:
+    """Features of a set that are kept, of so many seconds for an environment."""
     block, _, n_tasks = blocks_of(steps, calculator, size)
     itemsize = np.dtype(steps.job.storage.dtype).itemsize
     return StageEstimate(
@@ -129,6 +128,7 @@ def training(
     size: SetSize,
     seconds: float,
 ) -> list[StageEstimate]:
+    """From rows to the factor, fits of a loss that is not squared among them."""
     job, width = steps.job, factor.layout.n_columns
     stages: list[StageEstimate] = []
     if job.store_train_features:

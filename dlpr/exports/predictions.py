@@ -98,8 +98,10 @@ def predict(
     Notes
     -----
     Columns: ``energies``, ``lpr``, ``prior_ratio``, ``uncertainty`` (eV, of the atomic energy),
-    ``unseen``, ``forces``, ``forces_uncertainty``, ``label_forces``. The comment has ``energy``,
-    ``energy_uncertainty``, ``structure_pr``, ``stress``, ``stress_uncertainty``, and the labels
+    ``unseen``, ``forces``, ``forces_uncertainty``, ``label_forces``; of a model with a committee
+    ``committee_variance`` (eV², of the atomic energy), of one of several parts ``lpr_NAME``. The
+    comment has ``energy``, ``energy_uncertainty``, ``structure_pr``, ``stress``,
+    ``stress_uncertainty``, ``structure_committee_variance``, ``structure_pr_NAME``, and the labels
     ``label_energy`` and ``label_stress``. Every number has all its digits.
 
     Raises
@@ -144,11 +146,12 @@ def _frame(model: FittedModel, record: Record, summary: Summary, options: dict[s
         found = model.predict(atoms, **own)
     except InputError as error:
         raise InputError(f"{record.place}: {error}") from error
-    for name in ("energies", "lpr", "prior_ratio", "uncertainty"):
-        atoms.set_array(name, getattr(found, name))
+    atoms.info["energy"] = found.energy
+    atoms.set_array("energies", found.energies)
+    for name, values in found.of_atoms.items():
+        atoms.set_array(name, values)
     atoms.set_array("unseen", found.unseen.astype(np.int64))
-    for name in ("energy", "energy_uncertainty", "structure_pr"):
-        atoms.info[name] = getattr(found, name)
+    atoms.info.update(found.of_structure)
     if found.forces is not None:
         atoms.set_array("forces", found.forces)
     if found.stress is not None:

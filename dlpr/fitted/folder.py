@@ -13,8 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dlpr.core.factor import HeldFactor, SpectralFactor, load_factor
-from dlpr.core.fit import Fit
+from dlpr.core.fit import Fit, load_fit
 from dlpr.core.kernel import Kernel, load_kernel
 from dlpr.core.models import FeatureMap, Identity, Model
 from dlpr.descriptors import NETWORKS, Descriptor, descriptor
@@ -140,17 +139,8 @@ def _damaged(path: Path, error: object) -> StoreError:
 
 
 def _arrays(fit: Fit) -> dict[str, NDArray[Any]]:
-    """All arrays of a fit; blocks of a spectral factor follow from the whole."""
-    factors: dict[str, Any] = {}
-    if fit.whole is not None:
-        factors["whole"] = fit.whole
-    if fit.whole is None or (len(fit.blocks) > 1 and not isinstance(fit.whole, SpectralFactor)):
-        factors |= {f"block{number}": one for number, one in enumerate(fit.blocks)}
-    arrays: dict[str, NDArray[Any]] = {"isolated": fit.isolated}
-    if fit.weights is not None:
-        arrays["weights"] = fit.weights
-    for name, factor in factors.items():
-        arrays |= {f"{name}.{key}": value for key, value in factor.to_arrays().items()}
+    """All arrays of a model."""
+    arrays: dict[str, NDArray[Any]] = {"isolated": fit.isolated, **fit.to_arrays()}
     if isinstance(fit.model.map, Kernel):
         arrays |= {f"kernel.{key}": value for key, value in fit.model.map.to_arrays().items()}
     return arrays
@@ -161,33 +151,16 @@ def _fit(record: Json, arrays: Mapping[str, NDArray[Any]], calculator: Descripto
     n_species = len(calculator.species)
     mapping: FeatureMap
     if record["kind"] == "kernel":
-        mapping = load_kernel(_under(arrays, "kernel"))
+        head = "kernel."
+        own = {k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)}
+        mapping = load_kernel(own)
     else:
-        mapping = Identity(calculator.n_features, n_species)
+        mapping = Identity.of(n_species, calculator.components)
     model = Model(mapping, record["rows"], record["shared"], record["constant"])
-    layout = model.layout
-    blocks: tuple[HeldFactor, ...]
-    whole = load_factor(_under(arrays, "whole")) if _under(arrays, "whole") else None
-    if _under(arrays, "block0"):
-        names = [f"block{number}" for number in range(layout.n_blocks)]
-        blocks = tuple(load_factor(_under(arrays, name)) for name in names)
-    elif isinstance(whole, SpectralFactor):
-        own = whole
-        blocks = tuple(own.block(layout.slice(number)) for number in range(layout.n_blocks))
-    elif whole is not None:
-        blocks = (whole,)
-    else:
-        raise ValueError("it has no factor")
-    weights, isolated = arrays["weights"], arrays["isolated"]
-    if (len(weights), len(isolated), len(blocks)) != (layout.n_columns, n_species, layout.n_blocks):
+    weights, isolated, n_columns = arrays["weights"], arrays["isolated"], model.layout.n_columns
+    if (len(weights), len(isolated)) != (n_columns, n_species):
         raise ValueError(
-            f"it has {len(weights)} weights, {len(isolated)} energies of atoms and {len(blocks)} "
-            f"factors; needed are {layout.n_columns}, {n_species} and {layout.n_blocks}"
+            f"it has {len(weights)} weights and {len(isolated)} energies of atoms; needed are "
+            f"{n_columns} and {n_species}"
         )
-    return Fit(model, float(record["mu"]), whole, blocks, weights, isolated)
-
-
-def _under(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """Arrays whose names begin with a prefix and a dot, without these."""
-    head = f"{prefix}."
-    return {k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)}
+    return load_fit(arrays, model, float(record["mu"]), isolated)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,9 @@ from dlpr.store.files import Json
 from dlpr.structures.frames import Piece
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS, cut_cluster, sort_by_bins
 
+PER_ATOM = ("lpr", "prior_ratio", "uncertainty")
+PER_STRUCTURE = ("energy_uncertainty", "structure_pr")
+"""What every model says of atoms and structures beside energies."""
 _BLOCK_NBYTES = 1 << 24
 """Bytes of features that are held at a time."""
 
@@ -60,6 +63,31 @@ class Prediction:
     """(n_atoms, 3) eV/Å, ``scale sqrt(1/R)`` of each component"""
     stress_uncertainty: FloatArray | None = None
     """(6,) eV/Å³"""
+    committee_variance: FloatArray | None = None
+    """(n_atoms,) eV² over the members of a committee, of the atomic energies"""
+    structure_committee_variance: float | None = None
+    """eV² over the members of a committee, of the energy"""
+    components: Mapping[str, FloatArray] = field(default_factory=dict)
+    """(n_atoms,) LCPR of each of the descriptor's parts"""
+    structure_components: Mapping[str, float] = field(default_factory=dict)
+    """CPR of each of the descriptor's parts; none where the model has no PR of structures"""
+
+    @property
+    def of_atoms(self) -> dict[str, FloatArray]:
+        """How firm the atomic energies are, arrays (n_atoms,) by the names that files have."""
+        found = {name: getattr(self, name) for name in PER_ATOM}
+        if self.committee_variance is not None:
+            found["committee_variance"] = self.committee_variance
+        return found | {f"lpr_{name}": values for name, values in self.components.items()}
+
+    @property
+    def of_structure(self) -> dict[str, float]:
+        """How firm the energy is, by the names that files have."""
+        found = {name: getattr(self, name) for name in PER_STRUCTURE}
+        if self.structure_committee_variance is not None:
+            found["structure_committee_variance"] = self.structure_committee_variance
+        own = self.structure_components.items()
+        return found | {f"structure_pr_{name}": value for name, value in own}
 
 
 @dataclass(frozen=True)
@@ -94,6 +122,19 @@ class FittedModel:
     def species(self) -> tuple[int, ...]:
         """Atomic numbers that a structure may have."""
         return self.descriptor.species
+
+    @property
+    def of_atoms(self) -> tuple[str, ...]:
+        """Names of what `Prediction.of_atoms` has."""
+        committee = () if self.fit.members is None else ("committee_variance",)
+        return (*PER_ATOM, *committee, *(f"lpr_{name}" for name in self.fit.components))
+
+    @property
+    def of_structure(self) -> tuple[str, ...]:
+        """Names of what `Prediction.of_structure` has."""
+        committee = () if self.fit.members is None else ("structure_committee_variance",)
+        parts = () if self.fit.whole is None else self.fit.components
+        return (*PER_STRUCTURE, *committee, *(f"structure_pr_{name}" for name in parts))
 
     def __repr__(self) -> str:
         symbols = " ".join(chemical_symbols[z] for z in self.species)
@@ -192,6 +233,8 @@ class FittedModel:
         n, fit, model = len(piece.species), self.fit, self.fit.model
         species = np.searchsorted(self.species, piece.species)
         lpr, ratio, energy, variance = (np.empty(n) for _ in range(4))
+        committee = None if fit.members is None else np.empty(n)
+        components = {name: np.empty(n) for name in fit.components}
         unseen, residual = np.zeros(n, np.uint8), None
         sums = np.zeros((1, model.stored.n_columns))
         for atom, cut in _cuts(piece, self.descriptor):
@@ -202,12 +245,18 @@ class FittedModel:
             lpr[atom], ratio[atom], variance[atom] = own.lpr, own.prior_ratio, own.variance
             assert own.energy is not None
             energy[atom] = own.energy
+            if committee is not None:
+                committee[atom] = own.committee_variance
+            for name, values in own.components.items():
+                components[name][atom] = values
             unseen[atom] = self._unseen(features, species[atom]) | (UNLIKE * own.unlike)
             if own.residual is not None:
                 residual = np.empty(n) if residual is None else residual
                 residual[atom] = own.residual
         count = np.bincount(species, minlength=len(self.species))[None]
         pr, _, factor = fit.structures(sums, count)
+        of_committee = None if committee is None else float(fit.structure_committee(sums, count)[0])
+        parts = {} if pr is None else fit.structure_components(sums, count)
         of_sum = np.full(1, np.nan)
         if pr is not None:
             left = None if residual is None else np.sqrt(residual).sum(keepdims=True)
@@ -224,6 +273,10 @@ class FittedModel:
             uncertainty=self.scale * np.sqrt(variance),
             structure_pr=float("nan") if pr is None else float(pr[0]),
             energy_uncertainty=self.scale * float(np.sqrt(of_sum[0])),
+            committee_variance=committee,
+            structure_committee_variance=of_committee,
+            components=components,
+            structure_components={name: float(values[0]) for name, values in parts.items()},
         )
 
     def _unseen(self, features: FloatArray, species: IntArray) -> NDArray[np.uint8]:

@@ -48,7 +48,8 @@ def _check_walltime(text: str) -> str:
     return text
 
 
-def _machine_cores() -> int:
+def n_cores() -> int:
+    """Cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1
 
@@ -58,7 +59,7 @@ def _machine_nbytes() -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, ValueError):
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    for name, factor in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", _machine_cores())):
+    for name, factor in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", n_cores())):
         with suppress(KeyError, ValueError):
             limits.append(int(os.environ[name]) * factor * 2**20)
     return min(limit for limit in limits if limit > 0)
@@ -75,7 +76,7 @@ class Local(Section):
 
     @model_validator(mode="after")
     def _fill_from_machine(self) -> Self:
-        workers = self.workers or max(1, _machine_cores() // self.threads_per_worker)
+        workers = self.workers or max(1, n_cores() // self.threads_per_worker)
         memory = self.memory_per_worker or int(_MEMORY_SHARE * _machine_nbytes()) // workers
         object.__setattr__(self, "workers", workers)
         object.__setattr__(self, "memory_per_worker", memory)

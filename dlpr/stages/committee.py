@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.committee import draw
+from dlpr.core.decomposition import Decomposition, solve_weights
 from dlpr.core.models import Model
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import InputError
 from dlpr.stages.factor import factor_facts, model_rows, open_factors
 from dlpr.stages.loss import chosen_fold, factor_model
@@ -62,11 +62,10 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 
 def _drawn(folder: StageFolder, spec: Json, task: int) -> tuple[FloatArray, Json]:
-    factors = open_factors(folder.input("factor"))
-    assert factors.weights is not None
-    whole = factors.fit.whole
-    assert whole is not None
-    return draw(whole, factors.weights, spec["members"], spec["seed"], spec["scale"]), {}
+    fit = open_factors(folder.input("factor")).fit
+    assert fit.weights is not None
+    assert fit.whole is not None
+    return draw(fit.whole, fit.weights, spec["members"], spec["seed"], spec["scale"]), {}
 
 
 def _fitted(folder: StageFolder, spec: Json, task: int) -> tuple[FloatArray, Json]:

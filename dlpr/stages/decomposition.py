@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from dlpr.core.baseline import Baseline, Folded, fitted, given
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.factor import EPS
 from dlpr.core.folds import Gram
 from dlpr.core.models import Model
-from dlpr.core.scan import Decomposition
 from dlpr.stages.fold import all_rows, combined, tiling_of
 from dlpr.stages.loss import isolated_energies, scale_square_of, weights_of
 from dlpr.stages.model import open_model

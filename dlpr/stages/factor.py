@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.factor import Factor, HeldFactor, SpectralFactor, TriangularFactor, load_factor
+from dlpr.core.decomposition import Decomposition, solve_weights
+from dlpr.core.factor import HeldFactor
 from dlpr.core.factorize import (
     Conditioning,
     factorize,
     factorize_automatically,
-    factorize_rows,
+    factorize_decomposed,
     refusal,
     storage_error,
 )
-from dlpr.core.fit import Fit
+from dlpr.core.fit import Fit, load_fit
 from dlpr.core.folds import Gram
 from dlpr.core.models import Model
-from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.cholesky import tiled_factor
 from dlpr.stages.fold import all_rows
@@ -92,25 +92,9 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     facts["refused"] = refusal(conditioning) if is_first else None
     if facts["refused"]:
         return folder.write_part(task, {}), facts
-    arrays = {f"whole.{name}": value for name, value in factor.to_arrays().items()}
-    if isinstance(factor, TriangularFactor):  # of a basis, a block is some rows
-        for block, columns in _blocks(model).items():
-            of_block = factor.block(columns).to_arrays()
-            arrays |= {f"{block}.{name}": value for name, value in of_block.items()}
-    if facts["is_fitted"]:
-        arrays["weights"] = weights
-    return folder.write_part(task, arrays), facts
-
-
-def _blocks(model: Model) -> dict[str, slice]:
-    """Columns in which rows live, if not in all: of each block, and of the features' parts."""
-    layout = model.layout
-    found = {}
-    if layout.n_blocks > 1:
-        found = {f"block{block}": layout.slice(block) for block in range(layout.n_blocks)}
-    for name, _, _ in model.map.components:
-        found |= {f"{name}{k}": columns for k, columns in enumerate(model.component(name))}
-    return found
+    told = weights if facts["is_fitted"] else None
+    fit = Fit.of(model, facts["mu"], factor, told, isolated_energies(folder))
+    return folder.write_part(task, fit.to_arrays()), facts
 
 
 def _convergence(folder: StageFolder) -> Json:
@@ -157,13 +141,13 @@ def _of_fold(folder: StageFolder, model: Model, facts: Json) -> Made:
 
 def _of_rows(folder: StageFolder, model: Model, facts: Json) -> Made:
     rows = model_rows(folder, model)
-    factor, conditioning = factorize_rows(rows[:, :-1], facts["mu"])
-    fitted = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
-    return factor, conditioning, fitted.weights(np.array([facts["mu"]]))[:, 0]
+    found = Decomposition.of_rows(rows[:, :-1], rows[:, -1], len(rows))
+    factor, conditioning = factorize_decomposed(found, facts["mu"])
+    return factor, conditioning, found.weights(np.array([facts["mu"]]))[:, 0]
 
 
 class Factors:
-    """The factored Hessian: whole, and of each block of columns.
+    """The factored Hessian, and the fit that it belongs to.
 
     Parameters
     ----------
@@ -172,83 +156,39 @@ class Factors:
 
     Attributes
     ----------
-    model : Model
-    whole : Factor
-        For rows of structures.
-    blocks : tuple of Factor
-        For rows that live in one block: ``(H^-1)_bb``.
+    facts : dict
+        See `factor_facts`.
     is_tiled : bool
         Whether every use of a factor reads it from disk.
-    weights : (n_columns,) float64 or None
-        That fit the targets; None without any.
-    components : dict of str to tuple of Factor
-        For rows that live in one part of the features, in each block.
-    isolated : (n_species,) float64
-        Energies of isolated atoms that stand beside them.
+    fit : Fit
+        All that decides what the model says of a row.
     """
 
     def __init__(self, folder: StageFolder) -> None:
         self.facts = factor_facts(folder)
-        self.mu = float(self.facts["mu"])
-        self.model = factor_model(folder, self.facts)
-        layout = self.model.layout
         self.is_tiled = folder.stage == "cholesky"
-        self.whole: Factor
-        self.blocks: tuple[Factor, ...]
-        self.components: dict[str, tuple[Factor, ...]]
-        arrays = folder.read_part(folder.n_tasks - 1)
-        self.weights = arrays.get("weights")
-        self.isolated = isolated_energies(folder)
-        if self.is_tiled:
-            by_block = [tiled_factor(folder, block) for block in range(layout.n_blocks)]
-            self.whole = by_block[-1]
-            self.blocks = tuple(f.block(layout.slice(b)) for b, f in enumerate(by_block))
-            self.components = {
-                name: tuple(
-                    factor.block(columns)
-                    for factor, columns in zip(by_block, self.model.component(name), strict=True)
-                )
-                for name, _, _ in self.model.map.components
-            }
-        else:
-            whole = _pick(arrays, "whole")
-            parts: dict[str, HeldFactor] = {
-                name: whole.block(columns)
-                if isinstance(whole, SpectralFactor)
-                else _pick(arrays, name)
-                for name, columns in _blocks(self.model).items()
-            }
-            numbers = range(layout.n_blocks)
-            self.whole, self.blocks = whole, (whole,)
-            if layout.n_blocks > 1:
-                self.blocks = tuple(parts[f"block{b}"] for b in numbers)
-            self.components = {
-                name: tuple(parts[f"{name}{b}"] for b in numbers)
-                for name, _, _ in self.model.map.components
-            }
-
-    @property
-    def fit(self) -> Fit:
-        """All that decides what the model says of a row."""
-        return Fit(
-            self.model,
-            self.mu,
-            self.whole,
-            self.blocks,
-            self.weights,
-            self.isolated,
-            self.components,
-        )
+        model, isolated = factor_model(folder, self.facts), isolated_energies(folder)
+        arrays, mu = folder.read_part(folder.n_tasks - 1), float(self.facts["mu"])
+        if not self.is_tiled:
+            self.fit = load_fit(arrays, model, mu, isolated)
+            return
+        layout = model.layout
+        by_block = [tiled_factor(folder, block) for block in range(layout.n_blocks)]
+        blocks = tuple(f.block(layout.slice(b)) for b, f in enumerate(by_block))
+        components = {
+            name: tuple(
+                factor.block(columns)
+                for factor, columns in zip(by_block, model.component(name), strict=True)
+            )
+            for name, _, _ in model.map.components
+        }
+        weights = arrays.get("weights")
+        self.fit = Fit(model, mu, by_block[-1], blocks, weights, isolated, components)
 
 
 def factor_facts(folder: StageFolder) -> Json:
     """Regularizer, scale and conditioning of a finished factorization."""
     return folder.facts(folder.n_tasks - 1)
-
-
-def _pick(arrays: dict[str, Any], prefix: str) -> HeldFactor:
-    head = f"{prefix}."
-    return load_factor({k.removeprefix(head): v for k, v in arrays.items() if k.startswith(head)})
 
 
 @lru_cache(maxsize=1)

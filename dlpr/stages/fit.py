@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from dlpr.core.decomposition import Decomposition, solve_weights
 from dlpr.core.factorize import factorize, refusal
 from dlpr.core.folds import Gram, Triangle
 from dlpr.core.losses import extrapolated, left_to_go
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition, solve_weights
 from dlpr.errors import NumericsError
 from dlpr.stages.loss import (
     chosen_fold,

@@ -14,10 +14,7 @@ def open_map(rows: StageFolder) -> FeatureMap:
     if "references" in rows.plan["inputs"]:
         return open_kernel(rows.input("references"))
     calculator = open_descriptor(rows.settings["features"]["descriptor"])
-    found = calculator.components
-    parts = [(name, columns.start, columns.stop) for name, columns in found.items()]
-    components = tuple(parts) if len(parts) > 1 else ()
-    return Identity(calculator.n_features, len(calculator.species), components)
+    return Identity.of(len(calculator.species), calculator.components)
 
 
 def open_model(rows: StageFolder, model: Json, constant: float = 0.0) -> Model:

@@ -34,7 +34,8 @@ def shapes_of(loss: Json, folder: str) -> Json:
         if isinstance(loss[kind], dict):
             ((name, shape),) = loss[kind]["shape"].items()
             if name == "python":
-                source = source_digest(imported(shape["call"], folder, _key(kind)))
+                function = imported(shape["call"], folder, _key(kind))
+                source = source_digest(function, shape["options"], folder)
                 shape = {**shape, "folder": folder, "source_sha256": source}
             found[kind] = {name: shape}
     return found
@@ -50,7 +51,8 @@ def _open(shape: bytes, kind: str) -> Loss:
     if name != "python":
         return LOSSES[name](**options)
     function = imported(options["call"], options["folder"], _key(kind))
-    check_source(options["call"], source_digest(function), options["source_sha256"], "rows")
+    source = source_digest(function, options["options"], options["folder"])
+    check_source(options["call"], source, options["source_sha256"], "rows")
     return Given(function, options["options"], f"loss.{kind}: {options['call']}")
 
 

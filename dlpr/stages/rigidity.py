@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.committee import spread
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, Mapped
 from dlpr.core.rows import FloatArray
 from dlpr.stages.committee import open_members
@@ -105,9 +104,10 @@ class _Environments:
         settings = folder.settings
         self.source = source
         self.factors: Factors = open_factors(folder.input("factor"))
-        self.model, self.fit = self.factors.model, self.factors.fit
+        self.fit = self.factors.fit
+        self.model = self.fit.model
         if "committee" in folder.plan["inputs"]:
-            self.fit = replace(self.fit, spread=spread(open_members(folder.input("committee"))))
+            self.fit = replace(self.fit, members=open_members(folder.input("committee")))
         known = source.descriptor.species
         self._unseen_block = np.array([z not in settings["seen"] for z in known])
         self._unseen_columns = np.zeros(source.descriptor.n_features, bool)
@@ -199,7 +199,7 @@ def structure_arrays(
         found[f"structure_pr_{name}"] = cpr
     if energy is not None:
         found["structure_energy"] = energy
-    if fit.spread is not None:
+    if fit.members is not None:
         found[STRUCTURE_COMMITTEE] = fit.structure_committee(sums, count)
     return found
 
@@ -209,11 +209,11 @@ def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
     environments = _Environments(folder, source)
     store = source.structures
-    parts = environments.factors.components
+    parts = environments.fit.components
     names = ["structure_pr", *(f"structure_pr_{name}" for name in parts)]
-    if environments.factors.weights is not None:
+    if environments.fit.weights is not None:
         names.append("structure_energy")
-    if environments.fit.spread is not None:
+    if environments.fit.members is not None:
         names.append(STRUCTURE_COMMITTEE)
     arrays = {name: np.empty(store.n_structures) for name in names}
     held: tuple[int, NDArray[np.float64]] | None = None

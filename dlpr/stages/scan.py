@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.baseline import Baseline
+from dlpr.core.decomposition import Decomposition, Scan, square_error
 from dlpr.core.factor import reciprocal
 from dlpr.core.models import Model, Targets
 from dlpr.core.rows import FloatArray
-from dlpr.core.scan import Decomposition, Scan, square_error
 from dlpr.errors import InputError
 from dlpr.stages.decomposition import open_decomposition
 from dlpr.stages.features import FeatureSource
+from dlpr.stages.loss import weights_of
 from dlpr.stages.model import open_model
 from dlpr.stages.rows import Run
-from dlpr.stages.sources import kinds_of, lambda_of, off_diagonals_of, sources_of
+from dlpr.stages.sources import kinds_of, off_diagonals_of, sources_of
 from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -96,24 +97,30 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 
 def _curve(folder: StageFolder, runs: list[tuple[str, Run]]) -> tuple[dict[str, Any], Json]:
-    """Errors by kind and as the loss weighs them, and quantiles of the LPR, by regularizer."""
+    """Errors of kinds, and as the loss weighs kinds and groups; quantiles of the LPR."""
     settings, fits = folder.settings, _Fits(folder)
     squares = {kind: np.zeros(len(fits.mu)) for kind in settings["kinds"]}
     counts = dict.fromkeys(settings["kinds"], 0)
-    for number, (kind, _) in enumerate(runs):
+    weight = weights_of(folder.input("decomposition").settings["loss"])
+    total, n = np.zeros(len(fits.mu)), 0.0
+    for number, (kind, one) in enumerate(runs):
         part = folder.read_part(number)
         squares[kind] += part["square"]
         counts[kind] += int(part["n"])
+        total += weight(kind, one.group) * part["square"]
+        n += weight(kind, one.group) * int(part["n"])
+    if n == 0.0:
+        raise InputError(
+            f"every group of {settings['name']} has the weight 0 in loss.groups: no error of it "
+            f"counts. Take another set, or raise one of them."
+        )
     sampled = range(len(runs), folder.n_tasks - 1)
     lpr = np.concatenate([folder.read_part(number)["lpr"] for number in sampled])
     lpr = lpr[np.isfinite(lpr).all(axis=1)]
     if not len(lpr):
         name = settings["name"]
         raise InputError(f"no environment of {name} that was looked at has any features")
-    loss = folder.input("decomposition").settings["loss"]
-    weight = {kind: lambda_of(loss, kind) for kind in squares}
-    total = np.sum([weight[kind] * square for kind, square in squares.items()], axis=0)
-    found = fits.scan().validated(total, sum(weight[kind] * n for kind, n in counts.items()))
+    found = fits.scan().validated(total, n)
     assert found.validation_rmse is not None
     arrays = {
         "mu": found.mu,

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -119,7 +120,7 @@ def fingerprint(path: Path, full: bool = False) -> dict[str, Any]:
     ----------
     path : Path
     full : bool
-        Hash the whole file, not only its ends.
+        Hash the whole file, not only its ends: once in a process, until the file is written to.
 
     Returns
     -------
@@ -138,14 +139,21 @@ def fingerprint(path: Path, full: bool = False) -> dict[str, Any]:
             ends = hashlib.sha256(file.read(_END_NBYTES))
             file.seek(max(file.tell(), status.st_size - _END_NBYTES))
             ends.update(file.read(_END_NBYTES))
-            found = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-            found_ends: dict[str, Any] = {**found, "ends_sha256": ends.hexdigest()}
-            if not full:
-                return found_ends
-            file.seek(0)
-            return {**found_ends, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        found = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        found_ends: dict[str, Any] = {**found, "ends_sha256": ends.hexdigest()}
+        if not full:
+            return found_ends
+        state = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return {**found_ends, "sha256": _sha256(path, state)}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, state: tuple[int, ...]) -> str:
+    """SHA-256 of a file in some state: every task that reads some of its frames asks for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_compressed(path: Path) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dlpr.errors import InputError, StoreError
 from dlpr.structures.files import Source, is_compressed, read_blocks
-from dlpr.structures.scan import ExtxyzScan, check_dump
+from dlpr.structures.text_frames import ExtxyzScan, check_dump
 
 EXTXYZ = "extxyz"
 _REFUSED = frozenset({"postgresql", "mysql", "bundletrajectory", "db"})

@@ -1,10 +1,14 @@
-"""Rigidities in extended precision, and rows with a spectrum to order."""
+"""Rigidities in extended precision, rows with a spectrum to order, and their dual form."""
 
 from __future__ import annotations
 
 import flint
 import numpy as np
 from numpy.typing import NDArray
+
+from dlpr.core.decomposition import Decomposition
+from dlpr.core.factor import SpectralFactor
+from dlpr.core.factorize import Conditioning, factorize_decomposed
 
 Array = NDArray[np.float64]
 
@@ -42,3 +46,8 @@ def telling_tests(rows: Array, seed: int) -> Array:
     weakest = np.linalg.svd(rows, full_matrices=True)[2][-3:]
     mixed = rng.normal(size=(3, len(rows))) @ rows
     return np.vstack([rng.normal(size=(4, rows.shape[1])), rows[:4], weakest, mixed])
+
+
+def factorize_rows(rows: Array, mu: float) -> tuple[SpectralFactor, Conditioning]:
+    """The dual form of rows without targets."""
+    return factorize_decomposed(Decomposition.of_rows(rows, np.zeros(len(rows)), len(rows)), mu)

@@ -9,8 +9,8 @@ import pytest
 from core_oracle import steep_rows
 
 from dlpr.core.baseline import Folded, fitted, given
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.folds import Gram, Triangle
-from dlpr.core.scan import Decomposition
 
 Array = np.ndarray[Any, Any]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from core_oracle import Array, steep_rows, telling_tests
+from core_oracle import Array, factorize_rows, steep_rows, telling_tests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -10,7 +10,7 @@ from test_core_tiles import tiled
 
 from dlpr.core.committee import committee_variance, draw, spread, subsample
 from dlpr.core.factor import Factor, SpectralFactor
-from dlpr.core.factorize import factorize, factorize_rows
+from dlpr.core.factorize import factorize
 from dlpr.core.folds import Triangle
 from dlpr.core.tiles import Tiling
 from dlpr.errors import NumericsError

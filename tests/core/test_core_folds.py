@@ -4,9 +4,9 @@ from core_oracle import Array, steep_rows, telling_tests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlpr.core.decomposition import Decomposition
 from dlpr.core.factorize import factorize
 from dlpr.core.folds import Gram, Triangle
-from dlpr.core.scan import Decomposition
 
 FOLDS = [(Gram, "cholesky"), (Triangle, "qr")]
 Kind = type[Gram] | type[Triangle]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from core_oracle import Array, exact_rigidity, steep_rows, telling_tests
+from core_oracle import Array, exact_rigidity, factorize_rows, steep_rows, telling_tests
 
 from dlpr.core import factor as factor_module
 from dlpr.core import factorize as factorize_module
@@ -19,7 +19,6 @@ from dlpr.core.factorize import (
     TRUNCATION,
     factorize,
     factorize_automatically,
-    factorize_rows,
     kept_directions,
     prefers_basis,
 )

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import sys
 from dataclasses import replace
@@ -106,6 +107,29 @@ def test_a_module_that_changes_is_refused(folder, tmp_path):
     (tmp_path / "users_own.py").write_text(SOURCE + "\n# edited\n")
     with pytest.raises(JobError, match=r"is not the one that the features were planned with"):
         descriptor(kept)
+
+
+@pytest.mark.parametrize("name", ["table.txt", "{folder}/table.txt"])
+@pytest.mark.parametrize("place", [lambda x: x, lambda x: [1, x], lambda x: {"of": {"a": [x]}}])
+def test_a_file_that_options_name_is_part_of_what_is_planned(folder, tmp_path, name, place):
+    table = tmp_path / "table.txt"
+    table.write_text("1.0")
+    options = {"power": 2, "table": place(name.format(folder=folder))}
+    before = made(folder, options=options, **COLUMNS).settings()
+    os.utime(table, ns=(1, 1))
+    assert made(folder, options=options, **COLUMNS).settings() == before
+    (tmp_path / "other.txt").write_text("no option names it")
+    assert descriptor(before).settings() == before
+    table.write_text("2.0")
+    assert made(folder, options=options, **COLUMNS).settings() != before
+    with pytest.raises(JobError, match=r"a file that its options name, is not the one"):
+        descriptor(before)
+
+
+@pytest.mark.parametrize("text", ["", ".", "x" * 5000, "a\0b", "{folder}"])
+def test_options_that_name_no_file_are_text(folder, text):
+    found = made(folder, options={"text": text.format(folder=folder)}, **COLUMNS).settings()
+    assert found["python"]["source_sha256"] == made(folder).settings()["python"]["source_sha256"]
 
 
 def test_a_process_that_lives_on_takes_the_module_as_it_is_now(folder, tmp_path):

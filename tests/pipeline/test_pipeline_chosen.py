@@ -17,11 +17,11 @@ from test_pipeline_scan import FORCES, RANDOM, labelled
 
 from dlpr.cli import cli
 from dlpr.clusters.local import LocalStarter
-from dlpr.engine import choice
+from dlpr.engine import regularizer_choice
 from dlpr.engine.executors import ClusterExecutor, Executor
 from dlpr.errors import InputError, JobError, NumericsError, ResourceError
 from dlpr.job import Job
-from dlpr.regularizers import scan
+from dlpr.scanning import scan
 
 SCAN: dict[str, Any] = {"scan": [1e-8, 1e4], "on": "test", "points": 7}
 COMPOSITION = {"baseline": {"composition": {"regularizer": 1e-2}}}
@@ -245,4 +245,4 @@ def test_a_record_only_where_something_was_picked(data: Path) -> None:
     class Steps:
         job = job_of(data, "x", 1.0)
 
-    assert choice.record(Steps()) == {}  # type: ignore[arg-type]
+    assert regularizer_choice.record(Steps()) == {}  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ def rows(frames, width):
         centres = np.linspace(2.0, 4.0, width)
         found.append(np.stack([np.exp(-((d - c) ** 2)).sum(1) for c in centres], 1))
     return found
+def scaled(frames, table):
+    return [np.loadtxt(table) * one for one in rows(frames, 4)]
 """
 
 
@@ -75,3 +77,14 @@ def test_whole_structures_go_through(folder, kind, section):
     assert found.shape == (72,)
     assert np.isfinite(found).all()
     assert (found > 0).all()
+
+
+def test_a_file_that_options_name_is_read_anew_where_it_has_changed(folder):
+    table = folder / "table.txt"
+    section = {"python": {"call": "users_rows:scaled", "options": {"table": str(table)}}}
+    found = []
+    for factors in ("1 1 1 1", "1 2 3 4", "1 1 1 1"):
+        table.write_text(factors)
+        found.append(lpr(folder, "table", section))
+    assert np.abs(found[1] / found[0] - 1.0).max() > 1e-3
+    np.testing.assert_array_equal(found[2], found[0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 from pipeline_cases import (
     SPECIES,
     Outcome,
@@ -19,6 +21,8 @@ from pipeline_cases import (
     store,
 )
 
+from dlpr.core import decomposition as decomposition_module
+from dlpr.core import factorize as factorize_module
 from dlpr.engine.estimate import check_lifetime, estimate
 from dlpr.engine.executors import WorkExecutor
 from dlpr.engine.pipeline import Pipeline
@@ -78,6 +82,24 @@ def test_rows_one_piece_and_tiles_agree(bench: Path, centre_species: str) -> Non
     assert tiles.used["factor of the tiles"].n_tasks > 3
     agree(tiles, whole)
     agree(rows, whole)
+
+
+def test_rows_are_decomposed_once(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the factor and for the weights."""
+    sizes = []
+    for function in ("qr", "svd"):
+        plain = getattr(scipy.linalg, function)
+
+        def counted(matrix: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
+            sizes.append(matrix.shape)
+            return plain(matrix, *args, **options)
+
+        for module in (factorize_module, decomposition_module):
+            if hasattr(module, function):
+                monkeypatch.setattr(module, function, counted)
+    found = do(bench, "rows-once", "dual")
+    n_rows, n_columns = (found.facts["conditioning"][name] for name in ("n_rows", "n_columns"))
+    assert sizes == [(n_columns, n_rows), (n_rows, n_rows)]
 
 
 def test_tiles_give_the_same_bits_wherever_a_process_begins_and_stops(bench: Path) -> None:

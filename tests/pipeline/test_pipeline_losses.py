@@ -35,6 +35,7 @@ __all__ = ["weighted"]
 ALL = np.ones(len(WEIGHTS))
 GIVEN = np.array([1.0 if w is None else w for w in WEIGHTS])
 HUBER = {"weight": 2.0, "shape": {"huber": {"delta": 0.3}}}
+FREE = {"regularizer": 0.0}
 TIGHT = {"tolerance": 1e-8, "iterations": 1000}
 PYTHON = {"call": "losses_of_users:pseudo_huber", "options": {"delta": 0.5}}
 
@@ -231,6 +232,16 @@ def test_a_steep_job_is_fitted_by_triangles(weighted: Path) -> None:
     assert_same_bits(found[0].output, found[1].output)
 
 
+def test_a_loss_without_a_regularizer_is_fitted_by_triangles(weighted: Path) -> None:
+    found = [
+        fitted(weighted, f"free-{solver}", {"energy": HUBER}, solver=solver, linear=FREE)
+        for solver in ("auto", "qr")
+    ]
+    assert "triangle of fit 0" in found[0].used
+    assert found[0].facts["mu"] == 0.0
+    assert_same_bits(found[0].output, found[1].output)
+
+
 class Stopped(Exception):
     """Somebody pulled the plug."""
 
@@ -314,6 +325,13 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(
 
     with pytest.raises(error, match=match):
         refuse()
+
+
+def test_a_loss_of_no_group_is_refused(weighted: Path, tmp_path: Path) -> None:
+    groups = {"odd": 0.0, "even": 0.0}
+    with pytest.raises(JobError, match=r"loss.groups has 0 for every group .* even, odd"):
+        fitted(weighted, "no-group", {"groups": groups})
+    assert fitted(weighted, "one-group", {"groups": {"odd": 0.0}}).tasks
 
 
 def test_labels_that_a_fit_needs_are_looked_for(weighted: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ import dlpr.stages.scan as scan_module
 from dlpr.cli.scan import scan as command
 from dlpr.errors import InputError, JobError, ResourceError, StoreError
 from dlpr.plots import plot_scan
-from dlpr.regularizers import scan
-from dlpr.scans import QUANTILES
+from dlpr.regularizer_scan import QUANTILES
+from dlpr.scanning import scan
 
 Array = np.ndarray[Any, Any]
 ALPHA = np.array([1e-6, 1e-3, 1.0])
@@ -147,6 +147,28 @@ def test_forces_count_as_the_loss_says(data: Path) -> None:
         data, "forces-1", {"linear": {**model["linear"], "regularizer": 1e-3}}, loss=FORCES
     )
     assert found.errors["energy"][1] == pytest.approx(direct(other, "test", "mean")[0], rel=1e-6)
+
+
+def test_groups_count_as_the_loss_says(data: Path) -> None:
+    """A group of weight 0 is as if it were not in the set."""
+    whole = {"files": "test.xyz", "group_by": "config_type"}
+    sets = {"test": whole}
+    sets |= {name: {**whole, "where": f"config_type == '{name}'"} for name in ("odd", "even")}
+    train = {"files": "train.xyz", "group_by": "config_type"}
+
+    def of_odd(weight: float) -> Path:
+        settings = {"loss": {"groups": {"odd": weight}}, "output": f"odd-{weight}"}
+        linear = {"regularizer": 1e-4}
+        return run(make_job(data, train, sets, hypers=TINY, linear=linear, **settings)).output
+
+    square = {name: scan(of_odd(3.0), name, ALPHA).rmse ** 2 for name in sets}
+    expected = (3.0 * 3 * square["odd"] + 4 * square["even"]) / (3.0 * 3 + 4)
+    np.testing.assert_allclose(square["test"], expected, rtol=1e-12)
+    output = of_odd(0.0)
+    with pytest.raises(InputError, match=r"every group of odd has the weight 0"):
+        scan(output, "odd", ALPHA)
+    rmse = [scan(output, name, ALPHA).rmse for name in ("test", "even")]
+    np.testing.assert_array_equal(*rmse)
 
 
 def test_small_regularizers_take_triangles(data: Path) -> None:

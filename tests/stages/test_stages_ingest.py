@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stages_cases import SELECTION, frame, structures_of
+from stages_cases import SELECTION, finished, frame, structures_of
 
+from dlpr.errors import InputError
 from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.ingest import Runs
 from dlpr.stages.structures import open_structures
@@ -144,3 +146,23 @@ def test_frames_that_where_leaves_out_are_parts_without_structures(
     assert store.energy.tolist() == [0.0, 10.0, 2.0, 12.0]
     assert store.structure_offset.tolist() == [0, 60, 120, 180, 240]
     assert [b - a for a, b in pairwise(store.part_edges.tolist())] == [60, 60, 0, 0, 60, 60]
+
+
+def test_a_file_is_hashed_once_whatever_number_of_tasks_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def counted(file: Any, name: str, plain: Any = hashlib.file_digest) -> Any:
+        hashed.append(Path(file.name).name)
+        return plain(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    files = {name: [frame(60, k) for k in range(4)] for name in ("a.xyz", "b.xyz")}
+    structures = structures_of(tmp_path, files)
+    assert structures.n_tasks == 8
+    assert sorted(hashed) == ["a.xyz", "b.xyz"]
+    structures.withdraw(0)
+    (tmp_path / "a.xyz").write_text((tmp_path / "a.xyz").read_text().replace("Si", "Ge", 1))
+    with pytest.raises(InputError, match=r"a\.xyz was changed while it was read"):
+        finished(structures)

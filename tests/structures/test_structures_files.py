@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ase.build import bulk
 from ase.io import write
 
 from dlpr.errors import InputError, JobError, StoreError
-from dlpr.structures import scan
+from dlpr.structures import text_frames
 from dlpr.structures.files import Source, expand, fingerprint, read_blocks
 from dlpr.structures.index import _decompress, index_file
 
@@ -100,6 +101,7 @@ def test_fingerprint_sees_the_ends_and_in_full_the_middle(tmp_path):
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     content[200_000] ^= 1
+    time.sleep(0.05)  # the system's clock of files ticks some hundred times a second
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert fingerprint(path) == {k: v for k, v in first.items() if k != "sha256"}
@@ -131,7 +133,7 @@ def test_byte_ranges_are_those_of_the_frames(xyz):
 
 @pytest.mark.parametrize("block", [1, 7, 100])
 def test_the_scan_does_not_depend_on_the_blocks(xyz, block):
-    whole, pieces = indexed(xyz), scan.ExtxyzScan(xyz)
+    whole, pieces = indexed(xyz), text_frames.ExtxyzScan(xyz)
     text = xyz.read_bytes()
     for start in range(0, len(text), block):
         pieces.feed(text[start : start + block])
@@ -216,7 +218,7 @@ def test_binary_garbage_is_refused(tmp_path, name, content):
 
 
 def test_endless_line_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(text_frames, "_LONGEST_LINE", 1000)
     path = tmp_path / "a.xyz"
     path.write_bytes(b"7" * 2000)
     refused(path, "is not text")

@@ -8,20 +8,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.core.scan import Scan
+from dlpr.core.decomposition import Scan
 from dlpr.engine.pipeline import Pipeline
 from dlpr.plots import plot_scan
 from dlpr.stages.scan import open_scan
 from dlpr.stages.summary import QUANTILES
 from dlpr.store.files import Json, canonical_json, read_json, write_json
 from dlpr.store.folder import FORMAT_VERSION, StageFolder
-from dlpr.tables import TextTable
+from dlpr.tables import SHOWN, TextTable
 from dlpr.uncertainty import UNITS
 
 CURVE, PICTURE = "regularizers.json", "regularizers.svg"
 """What a run whose job leaves the regularizer to it writes into its output folder."""
-SHOWN = (1, 2, 3)
-"""Places of those that tables and pictures show."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ class RegularizerScan:
                 "unit": self.unit,
                 "regularizer": "as in a job file; mu = regularizer scale_square",
                 "train_rmse": "of the rows of the loss, its weights in them",
-                "validation_rmse": "root of sum(lambda error^2)/sum(lambda) over kinds of targets",
+                "validation_rmse": "root of sum(lambda error^2)/sum(lambda), by kind and group",
             },
             "best": float(self.regularizer[self.best]),
             "at_edge": self.scan.at_edge(),

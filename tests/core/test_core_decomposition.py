@@ -3,18 +3,18 @@
 import flint
 import numpy as np
 import pytest
-from core_oracle import Array, exact_rigidity, steep_rows, telling_tests
+from core_oracle import Array, exact_rigidity, factorize_rows, steep_rows, telling_tests
 
-from dlpr.core.factor import EPS
-from dlpr.core.factorize import factorize, factorize_rows
-from dlpr.core.folds import Gram, Triangle
-from dlpr.core.scan import (
+from dlpr.core.decomposition import (
     Decomposition,
     Scan,
     scan,
     solve_weights,
     square_error,
 )
+from dlpr.core.factor import EPS
+from dlpr.core.factorize import factorize
+from dlpr.core.folds import Gram, Triangle
 from dlpr.errors import JobError, NumericsError
 
 MU = np.array([1e-10, 1e-7, 1e-4, 1.0])

@@ -151,11 +151,25 @@ class Decomposition:
 
     @classmethod
     def of_rows(cls, rows: FloatArray, y: FloatArray, n: float) -> Self:
-        """Decompose fewer rows (r, n_columns) than columns, in some 6 r^2 D operations."""
+        """Decompose fewer rows (r, n_columns) than columns, in some 6 r^2 D operations.
+
+        ``G^T = Q R``, and the singular value decomposition of R gives V in the span of the rows.
+
+        Raises
+        ------
+        JobError
+            If there are more rows than columns.
+        NumericsError
+            If rows hold NaN or infinities.
+        """
         if len(rows) > rows.shape[1]:
             raise JobError(
                 f"the dual form needs at most as many rows as columns, and there are {len(rows)} "
                 f"rows of {rows.shape[1]}: fold them"
+            )
+        if not np.isfinite(rows).all():
+            raise NumericsError(
+                "the rows of the data hold NaN or infinities: look for such features"
             )
         q, triangle = qr(rows.T, mode="economic")
         left, sigma, right = svd(triangle)

@@ -1,4 +1,4 @@
-"""Errors and rigidities against the regularizer: of a finished run, or as a job asks for them."""
+"""Many regularizers tried on a finished run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import psutil
 from numpy.typing import NDArray
 
 from dlpr.api import worker
-from dlpr.engine import choice
+from dlpr.engine import regularizer_choice
 from dlpr.engine.events import Listener
 from dlpr.engine.memory import decomposition_nbytes
 from dlpr.engine.pipeline import Pipeline
 from dlpr.errors import JobError, ResourceError
 from dlpr.handles import Result
-from dlpr.scans import RegularizerScan
+from dlpr.regularizer_scan import RegularizerScan
 from dlpr.units import format_bytes
 
 
@@ -26,7 +26,7 @@ def scan(
     name: str,
     regularizers: Sequence[float] | NDArray[np.float64] | None = None,
     *,
-    sample: int = choice.SAMPLE,
+    sample: int = regularizer_choice.SAMPLE,
     listeners: tuple[Listener, ...] = (),
 ) -> RegularizerScan:
     """Fit with many regularizers by one decomposition, and test every fit on a set.
@@ -79,10 +79,10 @@ def scan(
         )
 
     def tried() -> RegularizerScan:
-        choice.check_labels(steps, name)
+        regularizer_choice.check_labels(steps, name)
         _require_memory(steps)
-        folder = choice.scan(steps, name, alpha.tolist(), sample)
-        return RegularizerScan.of(folder, choice.regularizer(steps))
+        folder = regularizer_choice.scan(steps, name, alpha.tolist(), sample)
+        return RegularizerScan.of(folder, regularizer_choice.regularizer(steps))
 
     return steps.mended(tried)
 
