@@ -6,8 +6,7 @@ they are cut into blocks changes no choice, and no BLAS decides between farthest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ from dlpr.core.kernel import unit_rows
 from dlpr.core.rows import FloatArray, IntArray, square_norm
 from dlpr.errors import InputError, JobError
 
+CANDIDATES_NBYTES = 1 << 28
+"""Features of environments that are held to be picked from"""
 TILE_ROWS = 256
 """Environments that are compared with picks at a time"""
 PAIRS = 1024
@@ -25,168 +26,192 @@ RIDGE_FLOOR = 1e-10
 """Least ridge of leverage scores, as a part of the largest eigenvalue"""
 
 
-class Block(Protocol):
-    """Features of some environments: an array, or what reads or gathers rows of one."""
-
-    def __len__(self) -> int:
-        """Number of environments."""
-        ...
-
-    def __getitem__(self, rows: slice, /) -> FloatArray:
-        """Features (n, n_features) of a range of them."""
-        ...
-
-
 def farthest_points(
-    blocks: Sequence[Block], m: int, first: int, normalize: bool = False
+    blocks: Iterable[FloatArray],
+    m: int,
+    first: int,
+    usable: NDArray[np.bool_],
+    normalize: bool = False,
 ) -> tuple[NDArray[np.int64], FloatArray]:
     """Pick environments one by one, each the farthest from all before (farthest-point sampling).
 
     These are the picks of the plain algorithm, of equals the one with the lowest index: distances
-    are those of differences, see `approach`. Beside one tile and the picks, 8 bytes are held per
-    environment.
+    are those of differences, see `approach`.
+
+    Distances to the nearest pick only fall. So the environments farthest from the picks so far
+    are held as candidates, and the next picks are among them until one of those left out may be
+    farther. Then all environments see the picks they missed, and candidates are taken anew. That
+    is rare, as it takes the more picks to outdo all candidates the more there are already.
+
+    Beside a block and the picks, `CANDIDATES_NBYTES` and 50 bytes an environment are held.
 
     Parameters
     ----------
-    blocks : sequence of Block
-        Taken by number as often as needed, `TILE_ROWS` rows at a time: files that are mapped.
+    blocks : iterable of (n, n_features) float
+        Gone through as often as needed, in the same order.
     m : int
         Number of environments to pick, at least 1.
     first : int
         Index of the first pick, counted through all blocks.
+    usable : (n_environments,) bool
+        Which environments may be picked, see `find_usable`.
     normalize : bool
-        Whether distances are those of ``x/|x|``. Zero vectors are then never picked.
+        Whether distances are those of ``x/|x|``.
 
     Returns
     -------
     indices : (<= m,) int64
-        In the order of the picks. Fewer than m where every other environment equals a pick.
+        In the order of the picks. Fewer than m where every other usable one equals a pick.
     distances : (<= m,) float64
         From each pick to the nearest one before; inf for the first.
 
     Raises
     ------
     JobError
-        If m or ``first`` is out of range.
-    InputError
-        If features are not finite, or the first pick is a zero vector that is to have unit norm.
+        If m or ``first`` is out of range, or the first pick is not usable.
     """
-    pool = _Pool(blocks, normalize)
     if m < 1:
         raise JobError(f"{m} environments are to be picked; the number must be at least 1")
-    if not 0 <= first < len(pool.nearest):
-        raise JobError(f"environment {first} is to be picked first of 0..{len(pool.nearest) - 1}")
-    point = pool.point(first)
-    if normalize and not point.any():
-        raise InputError(
-            f"environment {first}, to be picked first, is a zero vector, which cannot have unit "
-            "norm; start from another, or use normalize: false"
+    if not 0 <= first < len(usable) or not usable[first]:
+        raise JobError(
+            f"environment {first} is to be picked first; it must be one of the {usable.sum()} "
+            f"usable ones among 0..{len(usable) - 1}"
         )
-    picks = np.empty((min(m, len(pool.nearest)), len(point)))
-    indices, squares = [first], [np.inf]
+    nearest = np.where(usable, np.inf, 0.0)
+    point = _take(blocks, np.array([first]), normalize)[0]
+    picks = np.empty((min(m, usable.sum()), len(point)))
     picks[0] = point
+    indices, squares = [first], [np.inf]
+    n_seen = 0
     while (count := len(indices)) < len(picks):
-        index, square = pool.farthest(picks[:count])
-        if square == 0.0:
+        _see(blocks, nearest, picks[n_seen:count], normalize)
+        n_seen = count
+        candidates = _Candidates(blocks, nearest, picks[:count], normalize)
+        if not len(candidates.indices):
             break
-        picks[count] = pool.point(index)
-        indices.append(index)
-        squares.append(square)
+        while count < len(picks) and (place := candidates.farthest(picks[:count])) is not None:
+            picks[count] = candidates.points[place]
+            indices.append(int(candidates.indices[place]))
+            squares.append(float(candidates.nearest[place]))
+            count += 1
+        del candidates  # before others are held
     return np.array(indices, dtype=np.int64), np.sqrt(squares)
 
 
-def preselect(rows: FloatArray, m: int, normalize: bool = False) -> NDArray[np.int64]:
-    """Pick the farthest points of one block, for a pool too large to be compared as a whole.
+def preselect(blocks: Iterable[FloatArray], m: int, normalize: bool = False) -> NDArray[np.int64]:
+    """Pick the farthest points of one part of a pool that is too large to be compared as a whole.
 
-    `farthest_points` among what all blocks have preselected is not exact. It leaves no
+    `farthest_points` among what all parts have preselected is not exact. It leaves no
     environment farther from a pick than the sum of two distances: from a preselected one to the
-    nearest pick, and within its block to the nearest preselected one.
+    nearest pick, and within its part to the nearest preselected one.
 
     Parameters
     ----------
-    rows : (n, n_features) float
+    blocks, normalize
+        As for `farthest_points`.
     m : int
         Number of environments to pick, at least 1.
-    normalize : bool
-        As for `farthest_points`.
 
     Returns
     -------
     (<= m,) int64
-        Indices in ascending order; none of a block without vectors but zero ones.
+        Indices in ascending order; none of a part without vectors but zero ones.
     """
-    nonzero = np.flatnonzero(rows.any(axis=1)) if normalize else np.arange(len(rows))
-    if not len(nonzero):
-        return nonzero
-    return np.sort(farthest_points([rows], m, int(nonzero[0]), normalize)[0])
+    usable = find_usable(blocks, normalize)
+    if not usable.any():
+        return np.empty(0, dtype=np.int64)
+    return np.sort(farthest_points(blocks, m, int(usable.argmax()), usable, normalize)[0])
 
 
-class _Pool:
-    """Environments, and the squared distance of each to the nearest pick.
+def find_usable(blocks: Iterable[FloatArray], normalize: bool) -> NDArray[np.bool_]:
+    """Which environments (n,) may be references: all but zero vectors that are to have unit norm.
 
-    Such distances only fall. So the largest of a tile, as of when the tile last saw the picks, is
-    a bound for the tile: only the tile with the largest bound has to see the picks it missed, all
-    in one product, until that tile has missed none.
+    Raises
+    ------
+    InputError
+        If features are not finite.
+    """
+    found = [np.empty(0, bool)]
+    for block in blocks:
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"environment {sum(map(len, found)) + finite.argmin()} has features that are not "
+                "finite; compute them again, or leave its structure out"
+            )
+        found.append(np.logical_or(not normalize, block.any(axis=1)))
+    return np.concatenate(found)
+
+
+def _points(rows: FloatArray, normalize: bool) -> FloatArray:
+    """Features as they are compared."""
+    points = np.asarray(rows, dtype=np.float64)
+    return unit_rows(points) if normalize else points
+
+
+def _take(blocks: Iterable[FloatArray], indices: IntArray, normalize: bool) -> FloatArray:
+    """Points of some environments, in the order given."""
+    points = np.empty((len(indices), next(iter(blocks)).shape[1]))
+    order = np.argsort(indices)
+    ascending = indices[order]
+    start = 0
+    for block in blocks:
+        own = slice(*np.searchsorted(ascending, [start, start + len(block)]))
+        points[order[own]] = _points(block[ascending[own] - start], normalize)
+        start += len(block)
+    return points
+
+
+def _see(
+    blocks: Iterable[FloatArray], nearest: FloatArray, picks: FloatArray, normalize: bool
+) -> None:
+    """Lower the squared distances of all environments to what further picks make of them."""
+    start = 0
+    for block in blocks:
+        for row in range(0, len(block), TILE_ROWS):
+            points = _points(block[row : row + TILE_ROWS], normalize)
+            approach(nearest[start : start + len(points)], points, picks)
+            start += len(points)
+
+
+class _Candidates:
+    """The environments farthest from all picks, as many as may be held.
+
+    They lie in tiles, in the order of their distances when they were taken. The largest distance
+    of a tile, as of when the tile last saw the picks, is a bound for the tile: only tiles whose
+    bound is the largest of all have to see the picks they missed, all in one product.
     """
 
-    def __init__(self, blocks: Sequence[Block], normalize: bool) -> None:
-        self.blocks = blocks
-        self.normalize = normalize
-        self.tiles: list[tuple[int, int]] = []
-        edges = [0]
-        for number in range(len(blocks)):
-            size = len(blocks[number])
-            for start in range(0, size, TILE_ROWS):
-                self.tiles.append((number, start))
-                edges.append(edges[-1] + min(TILE_ROWS, size - start))
-        self.edges = np.array(edges)
-        self.nearest = np.full(self.edges[-1], np.inf)
-        self.bound = np.full(len(self.tiles), np.inf)
-        self.n_seen = np.zeros(len(self.tiles), dtype=np.int64)
+    def __init__(
+        self,
+        blocks: Iterable[FloatArray],
+        nearest: FloatArray,
+        picks: FloatArray,
+        normalize: bool,
+    ) -> None:
+        most = max(1, CANDIDATES_NBYTES // picks[0].nbytes)
+        squares, indices = take_highest(nearest, np.arange(len(nearest)), most + 1)
+        self.left_out = (squares[most], -indices[most]) if len(squares) > most else (0.0, 0)
+        self.nearest, self.indices = squares[:most], indices[:most]
+        self.points = _take(blocks, self.indices, normalize)
+        self.bound = self.nearest[::TILE_ROWS].copy()
+        self.n_seen = np.full(len(self.bound), len(picks))
 
-    def point(self, index: int) -> FloatArray:
-        """Features (n_features,) of one environment, of unit norm if wanted."""
-        tile = int(np.searchsorted(self.edges, index, side="right")) - 1
-        point: FloatArray = self._points(tile, index - int(self.edges[tile]), 1)[0]
-        return point
-
-    def farthest(self, picks: FloatArray) -> tuple[int, float]:
-        """Pick the environment farthest from all picks (k, n_features).
-
-        Returns
-        -------
-        index : int
-        square : float
-            Its squared distance to the nearest pick.
-        """
-        while self.n_seen[tile := int(self.bound.argmax())] < len(picks):
-            own = self.nearest[self.edges[tile] : self.edges[tile + 1]]
-            points = self._points(tile, 0, len(own))
-            approach(own, points, picks[self.n_seen[tile] :])
-            if self.normalize:
-                own[~points.any(axis=1)] = 0.0
+    def farthest(self, picks: FloatArray) -> int | None:
+        """Place of the candidate farthest from all picks; None if one left out may be farther."""
+        while True:
+            top = self.bound.max()
+            stale = np.flatnonzero((self.bound == top) & (self.n_seen < len(picks)))
+            if not len(stale):
+                break
+            tile = int(stale[0])
+            own = slice(tile * TILE_ROWS, (tile + 1) * TILE_ROWS)
+            approach(self.nearest[own], self.points[own], picks[self.n_seen[tile] :])
+            self.bound[tile] = self.nearest[own].max()
             self.n_seen[tile] = len(picks)
-            self.bound[tile] = own.max()
-        own = self.nearest[self.edges[tile] : self.edges[tile + 1]]
-        place, square = int(own.argmax()), float(own.max())
-        own[place] = 0.0
-        self.bound[tile] = own.max()
-        return int(self.edges[tile]) + place, square
-
-    def _points(self, tile: int, first: int, count: int) -> FloatArray:
-        """Some of a tile's environments."""
-        number, start = self.tiles[tile]
-        rows = slice(start + first, start + first + count)
-        points = np.asarray(self.blocks[number][rows], dtype=np.float64)
-        if not self.n_seen[tile]:
-            finite = np.isfinite(points).all(axis=1)
-            if not finite.all():
-                index = self.edges[tile] + first + finite.argmin()
-                raise InputError(
-                    f"environment {index} of {len(self.nearest)} has features that are not "
-                    "finite; compute them again, or leave its structure out"
-                )
-        return unit_rows(points) if self.normalize else points
+        equal = np.flatnonzero(self.nearest == top)
+        place = int(equal[self.indices[equal].argmin()])
+        return place if (top, -self.indices[place]) > self.left_out else None
 
 
 def approach(nearest: FloatArray, points: FloatArray, picks: FloatArray) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
 from dlpr.core.models import FeatureMap
+from dlpr.core.sampling import CANDIDATES_NBYTES
 from dlpr.descriptors import Descriptor, Soap
 from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
 from dlpr.descriptors.soap import BATCH as GRADIENT_CENTRES
@@ -22,7 +23,6 @@ from dlpr.stages import ingest as ingest_stage
 from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.features import ROWS_NBYTES
 from dlpr.stages.forces import SOLVE_ROWS as FORCE_ROWS
-from dlpr.stages.references import CACHED_BLOCKS as REFERENCE_BLOCKS
 from dlpr.stages.result import CHUNK_ROWS
 from dlpr.stages.scan import BATCH as SCAN_BATCH
 from dlpr.store.folder import StageFolder
@@ -155,14 +155,15 @@ def references_nbytes(
     n_environments: int,
     counts: Sequence[int],
 ) -> int:
-    """Features of some tasks, distances or scores of all, and K_MM with its eigenvectors.
+    """Candidates, features of a task, numbers and distances of all, K_MM with its eigenvectors.
 
     Scores need a Gram matrix of the features. ``counts`` are the references of each species.
     """
     d, most = calculator.n_features, max(counts)
-    held = (REFERENCE_BLOCKS + 2) * task * d + sum(counts) * (d + most)
-    made = 6 * n_environments + 6 * most**2 + 2 * most * d + 6 * d**2
-    return block_nbytes(calculator, block, crowd) + 8 * (held + made)
+    candidates = min(CANDIDATES_NBYTES, 8 * n_environments * d)
+    held = (2 * task + 4 * block) * d + sum(counts) * (d + most)
+    made = 10 * n_environments + 6 * most**2 + 2 * most * d + 6 * d**2
+    return block_nbytes(calculator, block, crowd) + candidates + 8 * (held + made)
 
 
 def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:

@@ -6,7 +6,7 @@ last task chooses, from what these have left or from everything, and decomposes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from dlpr.core.rows import FloatArray
 from dlpr.core.sampling import (
     draw_keys,
     farthest_points,
+    find_usable,
     leverage_ridge,
     leverage_scores,
     preselect,
@@ -34,8 +35,6 @@ from dlpr.stages.structures import StructureStore
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
 
-CACHED_BLOCKS = 4
-"""Blocks of features of one species that are held at a time."""
 IntArray = NDArray[np.int64]
 
 
@@ -64,13 +63,13 @@ def plan(
     return StageFolder.create(work, "references", settings, {"structures": structures}, n_tasks)
 
 
-class _Blocks(Sequence[FloatArray]):
-    """Features of one central species, a block for each task of the features.
+class _Blocks:
+    """Features of one central species, block by block; read anew whenever they are gone through.
 
     Attributes
     ----------
     environments : list of (n,) int64
-        Numbers of the environments of each block.
+        Numbers of the environments of each task of the features.
     """
 
     def __init__(self, source: FeatureSource, species: int) -> None:
@@ -79,16 +78,10 @@ class _Blocks(Sequence[FloatArray]):
         for start, stop in pairwise(source.edges.tolist()):
             own = source.environment_species(start, stop) == species
             self.environments.append(start + np.flatnonzero(own))
-        self._rows = lru_cache(maxsize=CACHED_BLOCKS)(self._read)
 
-    def __len__(self) -> int:
-        return len(self.environments)
-
-    def __getitem__(self, task: int) -> FloatArray:  # type: ignore[override]
-        return self._rows(task)
-
-    def _read(self, task: int) -> FloatArray:
-        return read_features(self._source, task, self.environments[task])
+    def __iter__(self) -> Iterator[FloatArray]:
+        for task, own in enumerate(self.environments):
+            yield from _read(self._source, task, own)
 
     @property
     def every(self) -> IntArray:
@@ -106,18 +99,16 @@ class _Blocks(Sequence[FloatArray]):
         for number in np.unique(task).tolist():
             own = np.flatnonzero(task == number)
             order = own[np.argsort(chosen[own])]
-            found[order] = read_features(self._source, number, chosen[order])
+            found[order] = np.concatenate(list(_read(self._source, number, chosen[order])))
         return found
 
 
-def read_features(source: FeatureSource, task: int, wanted: IntArray) -> FloatArray:
-    """Features of some environments of one task, in ascending order."""
-    found = [np.empty((0, source.descriptor.n_features))]
+def _read(source: FeatureSource, task: int, wanted: IntArray) -> Iterator[FloatArray]:
+    """Features of some environments of one task, in ascending order, block by block."""
     if len(wanted):
         for start, stop, features in source.blocks(task):
             inside = wanted[(wanted >= start) & (wanted < stop)]
-            found.append(features if len(inside) == stop - start else features[inside - start])
-    return np.concatenate(found)
+            yield features if len(inside) == stop - start else features[inside - start]
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
@@ -132,8 +123,8 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         chosen = {}
         for k in range(len(species)):
             own = start + np.flatnonzero(number == k)
-            rows = read_features(source, task, own)
-            picks = preselect(rows, spec["preselect"], kernel["normalize"])
+            held = list(_read(source, task, own))
+            picks = preselect(held, spec["preselect"], kernel["normalize"])
             chosen[f"environment_{k}"] = own[picks]
         return folder.write_part(task, chosen), {}
     references = []
@@ -171,7 +162,7 @@ def _choose(blocks: _Blocks, kernel: Json, symbol: str, store: StructureStore) -
     count = spec["count"] if isinstance(spec["count"], int) else spec["count"].get(symbol, 0)
     if not count or not len(every):
         return every[:0]
-    usable = np.concatenate([block.any(axis=1) for block in blocks]) | (not kernel["normalize"])
+    usable = find_usable(blocks, kernel["normalize"])
     if not usable.any():
         return every[:0]
     if spec["method"] == "cur":
@@ -181,13 +172,13 @@ def _choose(blocks: _Blocks, kernel: Json, symbol: str, store: StructureStore) -
     keys = draw_keys(scores, 0, spec["seed"])
     if spec["method"] != "fps":
         return np.sort(every[take_highest(keys, np.arange(len(keys)), count)[1]])
-    return every[farthest_points(blocks, count, int(keys.argmax()), kernel["normalize"])[0]]
+    first = int(keys.argmax())
+    return every[farthest_points(blocks, count, first, usable, kernel["normalize"])[0]]
 
 
 def _leverage(blocks: _Blocks, normalize: bool, count: int) -> FloatArray:
     """Leverage scores of all environments of a species."""
-    first = blocks[0]
-    gram = Gram.zeros(first.shape[1])
+    gram = Gram.zeros(next(iter(blocks)).shape[1])
     for block in blocks:
         gram.update(unit_rows(block) if normalize else block)
     ridge = leverage_ridge(spectrum(gram), count)

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dlpr.core.sampling import (
     approach,
     draw_keys,
     farthest_points,
+    find_usable,
     leverage_ridge,
     leverage_scores,
     preselect,
@@ -25,32 +27,30 @@ from dlpr.errors import InputError, JobError
 Indices = NDArray[np.int64]
 
 
-class Counted(Sequence[Array]):
-    """Blocks that count how often they are read."""
-
-    def __init__(self, blocks: list[Array]) -> None:
-        self.blocks = blocks
-        self.n_read = 0
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, number: int) -> Array:  # type: ignore[override]
-        self.n_read += 1
-        return self.blocks[number]
-
-
 class Gathered:
-    """Chosen rows of an array, such as those of one central species, copied when read."""
+    """Chosen rows of blocks, such as those of one central species, copied when they are read."""
 
-    def __init__(self, features: Array, index: Indices) -> None:
-        self.features, self.index = features, index
+    def __init__(self, blocks: list[Array], chosen: list[Indices]) -> None:
+        self.blocks, self.chosen = blocks, chosen
+        self.n_passes = 0
 
-    def __len__(self) -> int:
-        return len(self.index)
+    def __iter__(self) -> Iterator[Array]:
+        self.n_passes += 1
+        for block, chosen in zip(self.blocks, self.chosen, strict=True):
+            yield block[chosen]
 
-    def __getitem__(self, rows: slice) -> Array:
-        return self.features[self.index[rows]]
+
+def farthest(
+    blocks: Iterable[Array], m: int, first: int, normalize: bool = False
+) -> tuple[Indices, Array]:
+    """Farthest points among all that are usable."""
+    return farthest_points(blocks, m, first, find_usable(blocks, normalize), normalize)
+
+
+def hold(patch: pytest.MonkeyPatch, n_candidates: int, n_features: int, tile_rows: int) -> None:
+    """Let only so many candidates be held, in tiles of so many."""
+    patch.setattr(sampling, "CANDIDATES_NBYTES", 8 * n_candidates * n_features)
+    patch.setattr(sampling, "TILE_ROWS", tile_rows)
 
 
 def naive(points: Array, m: int, first: int, normalize: bool = False) -> tuple[Indices, Array]:
@@ -96,9 +96,9 @@ def test_same_as_the_plain_algorithm(
     """To the last bit of the distances, also where ``|x|^2 + |y|^2 - 2 x.y`` has no digit left."""
     points = POOLS[pool]
     expected, distances = naive(points, 150, 17, normalize)
-    for rows in (600, 50):
-        monkeypatch.setattr(sampling, "TILE_ROWS", rows)
-        found, lengths = farthest_points(np.array_split(points, 4), 150, 17, normalize)
+    for n_candidates, rows in ((600, 600), (100, 15), (7, 50)):
+        hold(monkeypatch, n_candidates, points.shape[1], rows)
+        found, lengths = farthest(np.array_split(points, 4), 150, 17, normalize)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(lengths, distances)
 
@@ -107,7 +107,7 @@ def test_same_as_the_plain_algorithm(
 def test_same_as_scikit_matter(pool: str) -> None:
     points = POOLS[pool]
     selector = FPS(initialize=5, n_to_select=120).fit(points)
-    found, distances = farthest_points([points], 120, 5)
+    found, distances = farthest([points], 120, 5)
     np.testing.assert_array_equal(found, selector.selected_idx_)
     np.testing.assert_allclose(
         distances**2, selector.get_select_distance(), rtol=1e-6 if pool == "alike" else 1e-10
@@ -129,9 +129,10 @@ def test_any_split_gives_the_same_picks(
     cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=6)))
     expected, distances = naive(points, m, first, normalize)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "TILE_ROWS", data.draw(st.integers(1, 20)))
-        patch.setattr(sampling, "PAIRS", data.draw(st.integers(1, 20)))
-        found, lengths = farthest_points(np.split(points, cuts), m, first, normalize)
+        n_candidates, rows, pairs = data.draw(st.tuples(*[st.integers(1, 20)] * 3))
+        hold(patch, n_candidates, n_features, rows)
+        patch.setattr(sampling, "PAIRS", pairs)
+        found, lengths = farthest(np.split(points, cuts), m, first, normalize)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(lengths, distances)
 
@@ -151,37 +152,54 @@ def test_an_environment_has_one_distance(seed: int, n_features: int) -> None:
     np.testing.assert_array_equal(one_by_one, together)
 
 
-def test_most_comparisons_are_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plainly, every pick is compared with every block; here a block sees no pick twice."""
+def test_the_pool_is_read_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plainly, it is for every pick."""
     points = np.random.default_rng(0).normal(size=(4000, 6))
-    blocks = Counted(np.array_split(points, 40))
-    n_seen = []
-
-    def spy(nearest: Array, own: Array, picks: Array) -> None:
-        n_seen.append(len(picks))
-        approach(nearest, own, picks)
-
-    monkeypatch.setattr(sampling, "approach", spy)
-    found, _ = farthest_points(blocks, 400, 0)
+    hold(monkeypatch, 400, 6, 20)
+    blocks = Gathered(np.array_split(points, 40), [np.arange(100)] * 40)
+    found, _ = farthest(blocks, 400, 0)
     np.testing.assert_array_equal(found, naive(points, 400, 0)[0])
-    assert len(n_seen) < 0.06 * 400 * 40
-    assert sum(n_seen) < 399 * 40
-    assert blocks.n_read == len(blocks) + 400 + len(n_seen)
+    assert blocks.n_passes < 40
 
 
 def test_blocks_may_gather_their_rows() -> None:
     points = POOLS["random"].astype(np.float32)
     own = np.flatnonzero(np.random.default_rng(0).random(600) < 0.4)
-    blocks = [Gathered(points[:350], own[own < 350]), Gathered(points[350:], own[own >= 350] - 350)]
-    found, distances = farthest_points(blocks, 40, 3)
+    blocks = Gathered([points[:350], points[350:]], [own[own < 350], own[own >= 350] - 350])
+    found, distances = farthest(blocks, 40, 3)
     expected, lengths = naive(points[own].astype(float), 40, 3)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(distances, lengths)
 
 
+class Drawn:
+    """Blocks that are made when they are read."""
+
+    def __init__(self, n_blocks: int, n_rows: int, n_features: int) -> None:
+        self.n_blocks, self.size = n_blocks, (n_rows, n_features)
+
+    def __iter__(self) -> Iterator[Array]:
+        for seed in range(self.n_blocks):
+            yield np.random.default_rng(seed).normal(size=self.size)
+
+
+def test_memory_is_what_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates, 50 bytes an environment, and a block as it is made and taken from."""
+    n_blocks, n_rows, n_features = 50, 1000, 60
+    hold(monkeypatch, 20_000, n_features, 256)
+    blocks = Drawn(n_blocks, n_rows, n_features)
+    usable = find_usable(blocks, True)
+    tracemalloc.start()
+    farthest_points(blocks, 100, 0, usable, True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    block = 8 * n_rows * n_features
+    assert peak <= sampling.CANDIDATES_NBYTES + 50 * n_blocks * n_rows + 4 * block
+
+
 def test_fewer_different_environments_than_asked_for() -> None:
     points = np.repeat(np.random.default_rng(0).normal(size=(7, 5)), 4, axis=0)
-    found, distances = farthest_points(np.array_split(points, 3), 20, 9)
+    found, distances = farthest(np.array_split(points, 3), 20, 9)
     assert len(found) == 7
     assert len(np.unique(found // 4)) == 7
     assert found[0] == 9
@@ -189,36 +207,35 @@ def test_fewer_different_environments_than_asked_for() -> None:
     assert distances[0] == np.inf
     assert (np.diff(distances) <= 0.0).all()
     assert (distances > 0.0).all()
-    assert len(farthest_points([points * np.linspace(1, 2, 28)[:, None]], 20, 0)[0]) == 20
+    assert len(farthest([points * np.linspace(1, 2, 28)[:, None]], 20, 0)[0]) == 20
     lengths = 2.0 ** np.arange(28)[:, None]
-    assert len(farthest_points([points * lengths], 20, 0, normalize=True)[0]) == 7
+    assert len(farthest([points * lengths], 20, 0, normalize=True)[0]) == 7
 
 
 def test_zero_vectors_are_never_picked_where_they_have_no_direction() -> None:
     points = np.random.default_rng(0).normal(size=(9, 3))
     points[[2, 5]] = 0.0
-    found, _ = farthest_points([points], 9, 0, normalize=True)
+    found, _ = farthest([points], 9, 0, normalize=True)
     assert sorted(found) == [0, 1, 3, 4, 6, 7, 8]
-    with pytest.raises(InputError, match="environment 5, to be picked first, is a zero vector"):
-        farthest_points([points], 9, 5, normalize=True)
-    assert len(farthest_points([points], 9, 5)[0]) == 8
-    np.testing.assert_array_equal(preselect(points[2:], 3, normalize=True) != 0, True)
-    assert preselect(0 * points, 3, normalize=True).shape == (0,)
+    with pytest.raises(JobError, match=r"environment 5 is .* the 7 usable ones among 0\.\.8"):
+        farthest([points], 9, 5, normalize=True)
+    assert len(farthest([points], 9, 5)[0]) == 8
+    np.testing.assert_array_equal(preselect([points[2:]], 3, normalize=True) != 0, True)
+    assert preselect([0 * points], 3, normalize=True).shape == (0,)
 
 
 def test_refusals() -> None:
     blocks = [np.ones((3, 2)), np.arange(8.0).reshape(4, 2)]
     for first in (-1, 7):
-        with pytest.raises(JobError, match=rf"environment {first} is .* of 0\.\.6"):
-            farthest_points(blocks, 2, first)
+        with pytest.raises(JobError, match=rf"environment {first} is .* among 0\.\.6"):
+            farthest(blocks, 2, first)
     with pytest.raises(JobError, match="at least 1"):
-        farthest_points(blocks, 0, 0)
+        farthest(blocks, 0, 0)
     for value in (np.nan, np.inf):
         blocks[1][2, 1] = value
-        for first in (0, 5):
-            for normalize in (False, True):
-                with pytest.raises(InputError, match="environment 5 of 7 has features that are"):
-                    farthest_points(blocks, 2, first, normalize)
+        for normalize in (False, True):
+            with pytest.raises(InputError, match="environment 5 has features that are"):
+                find_usable(blocks, normalize)
 
 
 @settings(max_examples=20, deadline=None)
@@ -228,9 +245,9 @@ def test_preselection_leaves_no_environment_farther_than_it_says(
 ) -> None:
     points = np.random.default_rng(seed).normal(size=(50 * n_blocks, 3))
     blocks = np.split(points, n_blocks)
-    chosen = [preselect(block, per_block) for block in blocks]
+    chosen = [preselect([block], per_block) for block in blocks]
     union = [block[own] for block, own in zip(blocks, chosen, strict=True)]
-    picks = np.vstack(union)[farthest_points(union, 10, 0)[0]]
+    picks = np.vstack(union)[farthest(union, 10, 0)[0]]
 
     def radius(of: Array, to: Array) -> float:
         return float(np.sqrt(((of[:, None] - to) ** 2).sum(axis=2)).min(axis=1).max())
@@ -238,7 +255,7 @@ def test_preselection_leaves_no_environment_farther_than_it_says(
     within = max(radius(block, own) for block, own in zip(blocks, union, strict=True))
     assert radius(points, picks) <= within + radius(np.vstack(union), picks)
     if per_block >= 50:
-        np.testing.assert_array_equal(picks, points[farthest_points(blocks, 10, 0)[0]])
+        np.testing.assert_array_equal(picks, points[farthest(blocks, 10, 0)[0]])
 
 
 @pytest.mark.parametrize(("n", "n_features", "m"), [(200, 15, 6), (40, 60, 10), (80, 5, 30)])

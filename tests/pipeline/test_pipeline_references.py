@@ -11,8 +11,13 @@ from ase.io import write
 from models_cases import LINEAR, MU, data, done, load
 from pipeline_cases import TINY, crystals, make_job, run
 
+from dlpr.core import sampling
+from dlpr.core.kernel import unit_rows
+from dlpr.core.sampling import draw_keys
+from dlpr.descriptors import Soap
 from dlpr.engine.check import check_job
 from dlpr.errors import InputError, JobError
+from dlpr.stages.features import FeatureSource
 
 __all__ = ["data"]
 
@@ -43,6 +48,33 @@ def test_references_of_every_kind(data: Path, references: dict[str, Any]) -> Non
     else:
         assert sum(own["count"] for own in facts.values()) == sum(map(len, load(data, "test")))
     assert np.isfinite(found.sets["test"]["environment_lpr"]).all()
+
+
+@pytest.mark.parametrize(("block", "task", "n_candidates"), [(4, 8, 3), (7, 20, 10), (64, 99, 99)])
+def test_farthest_points_however_stored_features_are_cut(
+    data: Path, block: int, task: int, n_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against plain sampling of each species' unit vectors, from the pick that the seed makes."""
+    n_features = Soap(TINY, (31, 33)).n_features
+    monkeypatch.setattr(sampling, "CANDIDATES_NBYTES", 8 * n_features * n_candidates)
+    model = {"kernel": {"regularizer": MU, "references": {"count": 15, "seed": 1}}}
+    numerics = {"block_environments": block, "task_environments": task}
+    references = done(data, f"cut-{block}", model=model, numerics=numerics).used["references"]
+    source = FeatureSource(references.input("structures"), references.settings["features"])
+    blocks = [
+        features for task in range(len(source.edges) - 1) for _, _, features in source.blocks(task)
+    ]
+    species = source.environment_species(0, source.edges[-1])
+    for k in range(2):
+        own = np.flatnonzero(species == k)
+        points = unit_rows(np.concatenate(blocks)[own])
+        nearest = np.full(len(own), np.inf)
+        picks = [draw_keys(np.ones(len(own)), 0, 1).argmax()]
+        for _ in range(14):
+            nearest = np.minimum(nearest, np.square(points - points[picks[-1]]).sum(axis=1))
+            picks.append(nearest.argmax())
+        found = references.read_part(0)[f"environment_{k}"]
+        np.testing.assert_array_equal(found, own[picks])
 
 
 def test_energies_that_some_structures_lack(tmp_path: Path) -> None:
