@@ -9,7 +9,7 @@ from typing import Any
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-from dlpr.descriptors import Soap
+from dlpr.descriptors import gradient_refusal
 from dlpr.errors import JobError
 from dlpr.fitted import FittedModel, load_model
 
@@ -60,8 +60,10 @@ class RigidityCalculator(Calculator):
         base.calculate(atoms, properties, system_changes)
         own: Any = self.atoms
         wanted = [name for name in ("forces", "stress") if name in properties]
-        if wanted and not isinstance(self.model.descriptor, Soap):
-            raise PropertyNotImplementedError("the model's descriptor has no forces and stresses")
+        for name in wanted:
+            refusal = gradient_refusal(self.model.descriptor, name)
+            if refusal is not None:
+                raise PropertyNotImplementedError(f"{name}: there must be {refusal}")
         if "stress" in wanted and not own.pbc.all():
             raise PropertyNotImplementedError(
                 f"a stress needs 3 periodic directions; the atoms have {own.pbc.sum()}"

@@ -56,6 +56,9 @@ LODE = {
         },
     }
 }
+RADIAL = {"radial": {**HYPERS, "basis": {"radial": {"type": "Gto", "max_radial": 2}}}}
+PARTS = {"parts": {"pair": RADIAL, "short": SOAP}}
+FAR = {"parts": {"far": LODE, **PARTS["parts"]}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "linear": (LINEAR, SOAP, {"solver": "qr"}),
     "shared": (SHARED, SOAP, {"solver": "cholesky"}),
@@ -64,6 +67,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "isolated": (ISOLATED, SOAP, {"solver": "cholesky"}),
     "kernel": (KERNEL, SOAP, {"solver": "cholesky"}),
     "cubic": (CUBIC, SOAP, {"loss": {"forces": 0.1, "stress": 0.1}, "solver": "qr"}),
+    "parts": (LINEAR, PARTS, {"loss": {"forces": 0.1}, "solver": "cholesky"}),
     "tiles": (LINEAR, SOAP, {"solver": "cholesky", "numerics": {"tile_columns": 7}}),
 }
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from fitted_cases import CASES, HYPERS, KERNEL, LINEAR, LODE, SOAP, Done
+from fitted_cases import CASES, FAR, HYPERS, KERNEL, LINEAR, SOAP, Done
 from small_run import SmallRun, small_run
 
 from dlpr.ase import RigidityCalculator, annotate
@@ -140,21 +141,26 @@ def test_uncertainty_is_the_scale_times_the_root_of_the_variance(done: Done) -> 
         )
 
 
+def check_forces(model: FittedModel, atoms: Atoms, forces: np.ndarray[Any, Any]) -> None:
+    """Some forces beside differences of the energy."""
+    scale = np.abs(forces).max()
+    for atom, axis in ((0, 0), (1, 2), (3, 1)):
+        energy = []
+        for step in (STEP, -STEP):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += step
+            energy.append(model.predict(moved).energy)
+        slope = (energy[0] - energy[1]) / (2 * STEP)
+        np.testing.assert_allclose(forces[atom, axis], -slope, atol=1e-6 * scale)
+    np.testing.assert_allclose(forces.sum(axis=0), 0.0, atol=1e-9 * scale)
+
+
 def test_forces_and_stresses_are_derivatives_of_the_energy(done: Done) -> None:
     for atoms in done.frames[:2]:
         periodic = bool(atoms.pbc.all())
         found = done.model.predict(atoms, forces=True, stress=periodic)
         assert found.forces is not None
-        for atom, axis in ((0, 0), (1, 2), (3, 1)):
-            energy = []
-            for step in (STEP, -STEP):
-                moved = atoms.copy()
-                moved.positions[atom, axis] += step
-                energy.append(done.model.predict(moved).energy)
-            slope = (energy[0] - energy[1]) / (2 * STEP)
-            scale = np.abs(found.forces).max()
-            np.testing.assert_allclose(found.forces[atom, axis], -slope, atol=1e-6 * scale)
-        np.testing.assert_allclose(found.forces.sum(axis=0), 0.0, atol=1e-9 * scale)
+        check_forces(done.model, atoms, found.forces)
         if periodic:
             assert found.stress is not None
             for k, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
@@ -259,14 +265,24 @@ def test_a_large_frame_is_predicted_in_cuts(small_run: SmallRun) -> None:
     assert model.predict(alone).uncertainty[0] == 0.0
 
 
-def test_lode_predicts_energies_and_refuses_forces(tmp_path: Path) -> None:
-    done = Done(tmp_path, LINEAR, LODE, film=False, solver="cholesky")
+@pytest.mark.parametrize("kind", [LINEAR, KERNEL], ids=["linear", "kernel"])
+def test_lode_has_forces_and_no_stress(tmp_path: Path, kind: dict[str, Any]) -> None:
+    done = Done(tmp_path, kind, FAR, film=False, solver="cholesky", loss={"forces": 0.1})
     model = load_model(save_model(done.output, tmp_path / "model"))
-    expected = done.expected("environment_energy")
-    found = model.predict(done.frames[0])
+    expected, atoms = done.expected("environment_energy"), done.frames[0]
+    found = model.predict(atoms, forces=True)
     np.testing.assert_allclose(found.energies, expected[0], rtol=1e-10, atol=1e-10)
-    with pytest.raises(InputError, match=r"derivatives of SOAP alone.* Lode"):
-        model.predict(done.frames[0], forces=True)
+    assert found.forces is not None
+    check_forces(model, atoms, found.forces)
+    atoms.calc = RigidityCalculator(model)
+    np.testing.assert_array_equal(atoms.get_forces(), found.forces)
+    message = r"stress.* by strain, .*parts.far.lode: .*; soap and radial have them"
+    with pytest.raises(PropertyNotImplementedError, match=message):
+        atoms.get_stress()
+    with pytest.raises(InputError, match=message):
+        model.predict(atoms, stress=True)
+    with pytest.raises(InputError, match=f"^to predict {message}"):  # before a file is looked for
+        predict(model, "gone.xyz", tmp_path / "to.xyz", stress=True)
 
 
 def test_what_the_model_does_not_know(small_run: SmallRun) -> None:

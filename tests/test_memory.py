@@ -11,11 +11,13 @@ import pytest
 
 from dlpr.api import open_job
 from dlpr.clusters.local import LocalStarter
+from dlpr.descriptors import Soap
 from dlpr.engine import memory
 from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.promise import task_nbytes
 from dlpr.engine.workspace import Workspace
+from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
 SOAP = {
     "cutoff": {"radius": 5.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
@@ -42,6 +44,22 @@ def write_frames(folder: Path) -> None:
     large = ase.build.bulk("SiC", "zincblende", a=4.4, cubic=True).repeat((11, 11, 11))
     large.positions += rng.normal(0, 0.1, large.positions.shape)
     ase.io.write(folder / "large.xyz", large, format="extxyz")
+
+
+def test_forces_of_a_frame_of_any_size_need_no_more_than_those_of_a_run_of_its_atoms() -> None:
+    soap = Soap(SOAP, [6, 14])
+    mapping = memory.MapSize(2 * soap.n_features, soap.n_features)
+    widths = (soap.n_features,) * 2
+
+    def promised(n_atoms: int) -> tuple[int, int]:
+        crowd = memory.Crowd(n_atoms, 0.1, 1, 10.0 * n_atoms)
+        kinds = {"forces": True, "stress": False}
+        rows = memory.derivatives_nbytes(soap, mapping, widths, crowd, **kinds)
+        return rows, memory.derivative_part_nbytes(mapping.n_columns, crowd, **kinds)
+
+    assert promised(400) < promised(4000)
+    assert promised(10**5) == promised(10**7)
+    assert promised(SORTED_FRAME_ATOMS)[1] == promised(10**7)[1]
 
 
 @pytest.mark.timeout(600)

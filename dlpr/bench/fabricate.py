@@ -17,6 +17,7 @@ from dlpr.bench.measure import timed
 from dlpr.clusters import starter
 from dlpr.core.blas import blas_kernel
 from dlpr.descriptors import Descriptor, Soap
+from dlpr.descriptors.kind import DERIVED, Kind
 from dlpr.engine.events import Listener
 from dlpr.engine.pipeline import Pipeline
 from dlpr.job import Job
@@ -31,7 +32,7 @@ FREQUENCY = 40.0
 """Radians per Å of the waves: neighbouring rows are independent, the Hessian has full rank."""
 
 
-class Waves:
+class Waves(Kind):
     """``cos(w_k . r + b_k)`` of an atom's position r, for random w and b.
 
     Parameters
@@ -41,15 +42,21 @@ class Waves:
     species : sequence of int
     """
 
+    kind = "waves"
+    underived = dict.fromkeys(DERIVED, "it is made up")
     cutoff = 1.0
-    reads_rows = False
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
-        self.n_features = int(hypers["waves"])
+        self._n_features = int(hypers["waves"])
         self.species = tuple(species)
         rng = np.random.default_rng(0)
         self._frequency = rng.normal(scale=FREQUENCY, size=(3, self.n_features))
         self._phase = rng.uniform(0, 2 * np.pi, self.n_features)
+
+    @property
+    def n_features(self) -> int:
+        """Number of waves."""
+        return self._n_features
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -60,21 +67,12 @@ class Waves:
         """What `make` takes back."""
         return {"soap": {"waves": self.n_features}, "species": list(self.species)}
 
-    def columns_with(self, species: int) -> NDArray[np.bool_]:
-        """No column knows of neighbours."""
-        return np.zeros(self.n_features, bool)
-
     def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """One row for each centre."""
         centres = [p.position if p.centre is None else p.position[p.centre] for p in pieces]
         rows: NDArray[np.float64] = np.concatenate(centres) @ self._frequency
         rows += self._phase
         return np.cos(rows, out=rows)
-
-    @property
-    def components(self) -> dict[str, slice]:
-        """One."""
-        return {"waves": slice(0, self.n_features)}
 
     def compute_nbytes(
         self,

@@ -51,10 +51,9 @@ def write_derivatives(steps: Pipeline) -> None:
     """Finish the stage of derivatives with rows of chance, as its tasks would leave theirs."""
     structures = open_structures(steps.ingest("train"))
     folder = derivatives_stage.plan(steps.workspace.work, steps.planned_rows(), ["forces"])
-    at = structures.structure_offset[np.array(folder.settings["edges"])]
     group = structures.group_names[0]
     width = sum(steps.layout().widths) - 1
-    for task, n_atoms in enumerate(np.diff(at).tolist()):
+    for task, n_atoms in enumerate(np.diff(folder.settings["edges"]).tolist()):
         rng = np.random.default_rng(task)
         n = 3 * n_atoms
         arrays = {"rows_0": rng.standard_normal((n, width)), "y_0": rng.standard_normal(n)}

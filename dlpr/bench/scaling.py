@@ -272,7 +272,7 @@ def worker_nbytes(work: Workload, numerics: Numerics) -> int:
     crowd = memory.Crowd(LARGE, memory.DENSITY, work.n_environments // LARGE)
     calculator = Waves({"waves": d}, [6])
     return memory.BASE_NBYTES + max(
-        memory.fold_nbytes(d, numerics.tile_columns, numerics.fold_block_rows),
+        memory.fold_nbytes(d, numerics.tile_columns, numerics.fold_block_rows, 0),
         size.factorize_nbytes,
         memory.rigidity_nbytes(calculator, size, memory.MapSize(d, d), block, task, crowd),
     )

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dlpr.descriptors.gradient_batches import Gradients
 from dlpr.descriptors.hypers import nearest
 from dlpr.descriptors.lode import Lode
 from dlpr.descriptors.mace import Mace
@@ -45,6 +46,7 @@ __all__ = [
     "UserFunction",
     "check_sets",
     "descriptor",
+    "gradient_refusal",
     "members",
 ]
 
@@ -84,6 +86,43 @@ class Descriptor(Protocol):
 
     def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Return one row for each centre, in order, (n_centres, n_features)."""
+
+    def lacks(self, rows: str) -> str | None:
+        """Why there are no rows of "forces", derivatives of the features by positions, or of
+        "stress", by strain; None: there are."""
+
+    def gradients(
+        self, piece: Piece, centres: NDArray[np.int64], *, forces: bool, stress: bool
+    ) -> Gradients:
+        """Give derivatives of the features of some centres, if there is nothing that `lacks` says.
+
+        Parameters
+        ----------
+        piece
+            A structure; its own ``centre`` is not asked for.
+        centres : (n_centres,)
+            Rows of its atoms.
+        forces, stress
+            Whether they are wanted by positions and by strain.
+
+        Raises
+        ------
+        InputError
+            If `compute` would refuse the structure.
+        """
+
+    def gradient_nbytes(self, n_atoms: int, density: float, *, forces: bool, stress: bool) -> float:
+        """Bound what derivatives of one centre take, in bytes.
+
+        Parameters
+        ----------
+        n_atoms
+            Of the structure.
+        density
+            Atoms per Å³ around the centre.
+        forces, stress
+            As for `gradients`.
+        """
 
     def compute_nbytes(
         self,
@@ -165,6 +204,19 @@ def members(calculator: Descriptor) -> Iterator[Descriptor]:
     """A descriptor, or the descriptors it is made of; for a network on rows, those of its input."""
     for one in calculator.parts.values() if isinstance(calculator, Parts) else (calculator,):
         yield one.input or one if isinstance(one, Network) else one
+
+
+def gradient_refusal(calculator: Descriptor, rows: str) -> str | None:
+    """Say what rows of "forces" or "stress" need that a descriptor lacks, and which have it."""
+    reason = calculator.lacks(rows)
+    if reason is None:
+        return None
+    along = {"forces": "the positions of atoms", "stress": "strain"}[rows]
+    *some, last = [one.kind for one in (Soap, RadialSpectrum, Lode) if rows not in one.underived]
+    return (
+        f"derivatives of the features by {along}, and there are none (descriptor.{reason});"
+        f" {', '.join(some)} and {last} have them, alone or as parts"
+    )
 
 
 def check_sets(calculators: Mapping[str, Descriptor], n_environments: Mapping[str, int]) -> None:

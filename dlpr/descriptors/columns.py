@@ -92,3 +92,12 @@ def spectrum_factor(columns: Columns) -> NDArray[np.float64]:
     norm = np.where(l_ % 2 == 0, 1.0, -1.0) * np.sqrt(2.0 * l_ + 1.0)
     factor: NDArray[np.float64] = np.where(cross, np.sqrt(2.0), columns["weight"]) / norm
     return factor
+
+
+def pair_columns(columns: Columns, species: Sequence[int]) -> dict[tuple[int, int], slice]:
+    """Find the columns of each pair of neighbour species, which are given by their indices."""
+    pairs = np.stack([columns["neighbour_1"], columns["neighbour_2"]], axis=1)
+    numbers, start = np.unique(pairs, axis=0, return_index=True)
+    edges = [*start.tolist(), len(pairs)]
+    index = np.searchsorted(species, numbers).tolist()
+    return {(a, b): slice(*edges[k : k + 2]) for k, (a, b) in enumerate(index)}

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import threading
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.descriptors.native import featomic, judging, metatensor
+from dlpr.descriptors.native import blocks_of, entries, featomic, judging, metatensor
 from dlpr.descriptors.near_potential import near_tables
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
 
 Coefficients = dict[int, NDArray[np.float64]]
 """By angular degree l, (n_centres, n_species, 2 l + 1, n_radial)."""
+Slopes = dict[tuple[int, int], NDArray[np.float64]]
+"""By l and index of a species, (n_centres, 1 + n_atoms, 3, 2 l + 1, n_radial) in 1/Å: what the
+coefficients of that species change where the centre itself is moved, and each of its atoms."""
 
 _own = threading.local()
 
@@ -111,6 +115,52 @@ def lode_coefficients(
     InputError
         If featomic refuses the structure.
     """
+    coefficients = _no_coefficients(parameters, len(centres), len(species))
+    for sign, l_, neighbour, row, block in _blocks(parameters, piece, centres):
+        own = coefficients[l_]
+        own[row, species.index(neighbour)] += sign * np.asarray(block.values)
+    return coefficients
+
+
+def lode_slopes(
+    parameters: str, piece: Piece, centres: NDArray[np.int64], species: tuple[int, ...]
+) -> tuple[Coefficients, Slopes]:
+    """Differentiate these coefficients by the positions of all atoms.
+
+    Parameters and errors are those of `lode_coefficients`. Slopes are of the species that the
+    structure has, atoms in the structure's order; an atom that is the centre itself has the row
+    of the centre, and zeros in its own.
+    """
+    coefficients = _no_coefficients(parameters, len(centres), len(species))
+    slopes: Slopes = {}
+    place = np.zeros(len(piece.species), np.int64)
+    for number in np.unique(piece.species).tolist():
+        own = np.flatnonzero(piece.species == number)
+        place[own] = 1 + np.arange(len(own))
+        for l_, of in coefficients.items():
+            shape = (len(centres), 1 + len(own), 3, *of.shape[2:])
+            slopes[l_, species.index(number)] = np.zeros(shape)
+    for sign, l_, neighbour, row, block in _blocks(parameters, piece, centres, ["positions"]):
+        index = species.index(neighbour)
+        coefficients[l_][row, index] += sign * np.asarray(block.values)
+        gradient = block.gradient("positions")
+        sample, _, atom = entries(gradient.samples).T
+        at = row[sample], np.where(atom == centres[row[sample]], 0, place[atom])
+        slopes[l_, index][at] += sign * np.asarray(gradient.values)
+    return coefficients, slopes
+
+
+def _no_coefficients(parameters: str, n_centres: int, n_species: int) -> Coefficients:
+    return {
+        l_: np.zeros((n_centres, n_species, 2 * l_ + 1, size))
+        for l_, size in lode_channels(parameters)
+    }
+
+
+def _blocks(
+    parameters: str, piece: Piece, centres: NDArray[np.int64], gradients: Sequence[str] = ()
+) -> Iterator[tuple[float, int, int, NDArray[np.int64], Any]]:
+    """featomic's blocks: sign, l, neighbour species, place of each sample's centre, block."""
     system = _Cell(
         piece.species.astype(np.int32),
         np.ascontiguousarray(piece.position),
@@ -121,24 +171,18 @@ def lode_coefficients(
     samples = metatensor.Labels(["system", "atom"], wanted)
     row = np.full(len(piece.species), -1)
     row[centres] = np.arange(len(centres))
-    coefficients = {
-        l_: np.zeros((len(centres), len(species), 2 * l_ + 1, size))
-        for l_, size in lode_channels(parameters)
-    }
-    for calculator, sign in _calculators(parameters):
-        try:
-            found = calculator.compute(system, selected_samples=samples)
-        except featomic.FeatomicError as error:
-            raise InputError(
-                f"featomic cannot compute LODE for a structure of {len(row)} atoms: {error}."
-                " Correct the structure, or raise descriptor.lode.k_cutoff."
-            ) from None
-        for key, block in found.items():
-            atom = np.array(block.samples.values)[:, 1]
-            neighbour = species.index(int(key["neighbor_type"]))
-            own = coefficients[int(key["o3_lambda"])]
-            own[row[atom], neighbour] += sign * np.asarray(block.values)
-    return coefficients
+    try:
+        for calculator, sign in _calculators(parameters):
+            found = calculator.compute(system, gradients=list(gradients), selected_samples=samples)
+            for (l_, _, _, neighbour), block in blocks_of(found):
+                yield sign, l_, neighbour, row[entries(block.samples)[:, 1]], block
+    except featomic.FeatomicError as error:
+        raise InputError(
+            f"featomic cannot compute LODE for a structure of {len(row)} atoms: {error}."
+            " Correct the structure, or raise descriptor.lode.k_cutoff."
+        ) from None
+    finally:
+        entries(samples)
 
 
 def _calculators(parameters: str) -> list[tuple[Any, float]]:

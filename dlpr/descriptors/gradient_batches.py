@@ -1,20 +1,12 @@
-"""The environments of a structure, cut where their gradients would take too much memory."""
+"""Derivatives of features, a few centres at a time: there is no memory for those of many."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dlpr.descriptors.neighbours import Surroundings
-from dlpr.descriptors.soap import BATCH, Soap
-from dlpr.structures.frames import Piece
-
-if TYPE_CHECKING:  # it imports featomic
-    from dlpr.descriptors.native import Environments
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -22,85 +14,55 @@ IntArray = NDArray[np.int64]
 GRADIENT_NBYTES = 64 * 2**20
 """Most memory for the gradients of a batch, with those of the coefficients that they come from; a
 centre that needs more is a batch alone."""
+BATCH = 512
+"""Centres whose gradients are measured before they are cut into batches."""
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
+"""Rows and columns of xx, yy, zz, yz, xz, xy: ASE's order."""
 
 
-def pair_columns(soap: Soap) -> dict[tuple[int, int], slice]:
-    """The columns of each pair of neighbour species."""
-    start = list(soap.place.values())
-    numbers = [(soap.species[a], soap.species[b]) for a, b in soap.place]
-    return dict(zip(numbers, map(slice, start, [*start[1:], soap.n_features]), strict=True))
+class GradientBlock(NamedTuple):
+    """Some columns of the features of centres of one species, and their derivatives.
 
-
-def batch_nbytes(
-    soap: Soap, n_atoms: int, n_neighbours: float, *, forces: bool, stress: bool
-) -> int:
-    """Bound the gradients of a batch, in bytes, from the largest number of neighbours."""
-    one = _centre_nbytes(soap, np.array([n_neighbours]), n_atoms, forces, stress)
-    return max(GRADIENT_NBYTES, math.ceil(float(one[0])))
-
-
-def gradient_batches(
-    soap: Soap, piece: Piece, centres: IntArray, *, forces: bool, stress: bool
-) -> Iterator[tuple[IntArray, Environments]]:
-    """Cut some centres of a structure into runs whose gradients fit into GRADIENT_NBYTES.
-
-    Yields
-    ------
-    home : (n_centres + n_seen,)
-        The atom of the structure that is meant by each atom of the batch.
-    Environments
-        Of the batch.
+    Centres are given by their place in the batch.
     """
-    from dlpr.descriptors.native import PAIR, Environments
 
-    n_atoms = len(piece.species)
-    around = Surroundings([piece], [centres], soap.cutoff, soap.species)
-    for start in range(0, len(centres), BATCH):
-        near = around.neighbours(start, min(start + BATCH, len(centres)))
-        count = near.count.sum(axis=1)
-        end = np.cumsum(count)
-        nbytes = _centre_nbytes(soap, count, n_atoms, forces, stress)
-        for first, stop in _runs(nbytes):
-            some = slice(end[first] - count[first], end[stop - 1])
-            seen, second = np.unique(near.atom[some], return_inverse=True)
-            home = np.concatenate([centres[start + first : start + stop], seen])
-            pairs = np.zeros(len(second), PAIR)
-            pairs["first"] = np.repeat(np.arange(stop - first), count[first:stop])
-            pairs["second"] = stop - first + second
-            pairs["distance"] = near.distance[some]
-            pairs["vector"] = (near.distance[some] * near.direction[:, some]).T
-            species = piece.species[home].astype(np.int32)
-            yield home, Environments(species, count[first:stop], pairs)
+    species: int
+    """Atomic number of the centres."""
+    columns: slice
+    """Of the features."""
+    centre: IntArray
+    """(n_centres,) ascending"""
+    values: FloatArray
+    """(n_centres, n_columns)"""
+    gradient_centre: IntArray
+    """(n_gradients,) the centre whose features are differentiated, ascending"""
+    gradient_atom: IntArray
+    """(n_gradients,) the atom of the structure that is moved, ascending for each centre; -1: the
+    centre itself, where its images are atoms of their own"""
+    positions: FloatArray
+    """(n_gradients, 3, n_columns) 1/Å; empty if not asked for"""
+    strain: FloatArray
+    """(n_centres, 6, n_columns) by the symmetric strains of `VOIGT`; empty if not asked for"""
 
 
-def _centre_nbytes(
-    soap: Soap, n_neighbours: IntArray | FloatArray, n_atoms: int, forces: bool, stress: bool
-) -> FloatArray:
-    """Bound the gradients of each centre's features and of its coefficients, in bytes.
+class Gradients(Protocol):
+    """Derivatives of the features of some centres of one structure."""
 
-    featomic holds the gradients of coefficients by each atom that is moved, beside them first those
-    by each neighbour and then those of the features, which take their place; and for each species
-    those by the centre's own position and by strain.
-    """
-    coefficients = sum((2 * l_ + 1) * size for l_, size in soap.channels.radial)
-    every = 2 * len(soap.species) * coefficients
-    n_moved = np.minimum(n_neighbours, n_atoms) + 1
-    numbers = np.full(len(n_moved), float(soap.n_features + every))
-    if forces:
-        later = np.maximum(n_neighbours * coefficients, n_moved * soap.n_features)
-        numbers += 3 * (n_moved * coefficients + later + every)
-    if stress:
-        numbers += 9 * (soap.n_features + every)
-    return 8.0 * numbers
+    def nbytes(self, start: int, stop: int) -> FloatArray:
+        """Bound the memory that each of the centres ``start:stop`` takes, in bytes."""
+
+    def blocks(self, start: int, stop: int) -> list[GradientBlock]:
+        """Derivatives of centres ``start:stop``, some of those that `nbytes` was last asked of."""
 
 
-def _runs(nbytes: FloatArray) -> Iterator[tuple[int, int]]:
-    """Group centres, in order, into runs of at most GRADIENT_NBYTES or one centre."""
-    start, total = 0, 0.0
-    for index, size in enumerate(nbytes.tolist()):
-        if index > start and total + size > GRADIENT_NBYTES:
-            yield start, index
-            start, total = index, 0.0
-        total += size
-    if len(nbytes):
-        yield start, len(nbytes)
+def gradient_batches(gradients: Gradients, n_centres: int) -> Iterator[tuple[int, int]]:
+    """Cut centres, in order, into runs whose gradients fit into GRADIENT_NBYTES, or of one."""
+    for start in range(0, n_centres, BATCH):
+        stop = min(start + BATCH, n_centres)
+        first, total = start, 0.0
+        for centre, size in enumerate(gradients.nbytes(start, stop).tolist(), start):
+            if centre > first and total + size > GRADIENT_NBYTES:
+                yield first, centre
+                first, total = centre, 0.0
+            total += size
+        yield first, stop

@@ -1,35 +1,35 @@
 """Rows of forces and stresses: derivatives of a model's features, contracted batch by batch.
 
-featomic gives the gradients of SOAP, hundreds of kB for each environment. They are asked for few
-centres at a time, taken through the derivative of the model's feature map, and added up.
+Gradients of features are hundreds of kB for each environment. They are asked for few centres at a
+time, taken through the derivative of the model's feature map, and added up.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from dlpr.descriptors.gradient_batches import batch_nbytes, gradient_batches, pair_columns
-from dlpr.descriptors.soap import BATCH, Soap
+from dlpr.descriptors.gradient_batches import (
+    BATCH,
+    GRADIENT_NBYTES,
+    FloatArray,
+    GradientBlock,
+    IntArray,
+    gradient_batches,
+)
 from dlpr.errors import InputError
 from dlpr.structures.frames import Piece
 
-if TYPE_CHECKING:  # it imports featomic
-    from dlpr.descriptors.native import Environments, GradientBlock
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+if TYPE_CHECKING:
+    from dlpr.descriptors import Descriptor
 
 STRIP_NBYTES = 16 * 2**20
 """Most memory for derivatives on their way through the feature map, or what one atom needs."""
-VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
-"""Rows and columns of xx, yy, zz, yz, xz, xy: ASE's order."""
 
 
 class Tangent(Protocol):
@@ -93,14 +93,14 @@ def has_stress(piece: Piece) -> bool:
 
 
 def derivative_rows(
-    soap: Soap, piece: Piece, tangent: Tangent, *, forces: bool, stress: bool
+    calculator: Descriptor, piece: Piece, tangent: Tangent, *, forces: bool, stress: bool
 ) -> DerivativeRows:
     """Compute the rows of the forces and of the stress of one structure.
 
     Parameters
     ----------
-    soap
-        The descriptor.
+    calculator
+        A descriptor that lacks nothing for these rows, see `dlpr.descriptors.gradient_refusal`.
     piece
         A whole structure of any periodicity. Where it names centres, the forces on these alone
         are computed; it may then be an open cut with all atoms within twice the cutoff of them.
@@ -117,29 +117,31 @@ def derivative_rows(
     Raises
     ------
     InputError
-        If `Soap.compute` would refuse the structure, two atoms coincide, or a stress is wanted of a
-        structure that is not periodic in three directions.
+        If the descriptor would refuse the structure, two atoms coincide, or a stress is wanted of
+        a structure that is not periodic in three directions.
     """
-    soap.check(piece, 0)
     if stress and not has_stress(piece):
         raise InputError(
             f"a stress is wanted of a structure that is periodic in {int(piece.pbc.sum())}"
             " direction(s); it must be periodic in 3 to have a volume."
             " Leave out the stress of this structure, or correct its periodicity."
         )
-    sums = _Sums(soap, tangent, piece, forces=forces, stress=stress)
-    centres = _centres(piece, soap.cutoff)
-    for home, environments in gradient_batches(soap, piece, centres, forces=forces, stress=stress):
-        sums.add(home, environments)
+    centres = _centres(piece, calculator.cutoff)
+    gradients = calculator.gradients(piece, centres, forces=forces, stress=stress)
+    sums = _Sums(calculator, tangent, piece, forces, stress)
+    for start, stop in gradient_batches(gradients, len(centres)):
+        sums.add(centres[start:stop], gradients.blocks(start, stop))
     rows = sums.rows(piece.cell)
     _check_finite(rows)
     return rows
 
 
 def derivative_nbytes(
-    soap: Soap,
+    calculator: Descriptor,
+    n_rows: int,
     n_atoms: int,
-    n_neighbours: float,
+    density: float,
+    volume: float,
     widths: Sequence[int],
     *,
     forces: bool,
@@ -149,12 +151,16 @@ def derivative_nbytes(
 
     Parameters
     ----------
-    soap
+    calculator
         The descriptor.
+    n_rows
+        Rows that are returned.
     n_atoms
         Atoms of the structure.
-    n_neighbours
-        Largest number of neighbours within the cutoff.
+    density
+        Atoms per Å³.
+    volume
+        Å³ of its cell.
     widths
         As `Tangent.raw_widths`.
     forces, stress
@@ -165,13 +171,11 @@ def derivative_nbytes(
     int
         Bytes, the returned rows included; without what the tangent itself needs.
     """
-    rows = 8 * (3 * n_atoms * forces + 6 * stress) * sum(widths)
-    gradients = batch_nbytes(soap, n_atoms, n_neighbours, forces=forces, stress=stress)
+    one = calculator.gradient_nbytes(n_atoms, density, forces=forces, stress=stress)
     # Directions and what the tangent makes of them, sums of these by atom, and the rows changed.
-    strip = 3 * max(STRIP_NBYTES, 8 * 6 * (soap.n_features + max(widths)))
-    density = n_neighbours / (4 / 3 * np.pi * soap.cutoff**3)
-    around = soap.compute_nbytes(min(BATCH, n_atoms), n_atoms, density)
-    return rows + gradients + strip + around
+    strip = 3 * max(STRIP_NBYTES, 8 * 6 * (calculator.n_features + max(widths)))
+    around = calculator.compute_nbytes(min(BATCH, n_atoms), n_atoms, density, volume)
+    return 8 * n_rows * sum(widths) + max(GRADIENT_NBYTES, math.ceil(one)) + strip + around
 
 
 def _centres(piece: Piece, cutoff: float) -> IntArray:
@@ -189,19 +193,16 @@ class _Sums:
     """Rows of one structure while batches of centres are added."""
 
     def __init__(
-        self, soap: Soap, tangent: Tangent, piece: Piece, *, forces: bool, stress: bool
+        self, calculator: Descriptor, tangent: Tangent, piece: Piece, forces: bool, stress: bool
     ) -> None:
-        self._soap, self._tangent = soap, tangent
+        self._species, self._n_features = calculator.species, calculator.n_features
+        self._tangent = tangent
         self._stop = np.cumsum(tangent.raw_widths).tolist()
         wanted = np.arange(len(piece.species)) if piece.centre is None else piece.centre
         self._row = np.full(len(piece.species), -1)  # of each atom; -1: not wanted
         self._row[wanted] = np.arange(len(wanted))
         self._forces = np.zeros((len(wanted), 3, self._stop[-1])) if forces else None
         self._virial = np.zeros((6, self._stop[-1])) if stress else None
-        names = [soap.columns[name].astype(np.int32) for name in ("l", "n_1", "n_2")]
-        table = np.stack(names, axis=1)
-        self._columns = pair_columns(soap)
-        self._wanted = {pair: table[columns] for pair, columns in self._columns.items()}
 
     def rows(self, cell: FloatArray) -> DerivativeRows:
         """Return the rows of all that was added, for a cell (3, 3)."""
@@ -212,63 +213,45 @@ class _Sums:
             None if forces is None else forces.reshape(3 * len(forces), self._stop[-1]), stress
         )
 
-    def add(self, home: IntArray, environments: Environments) -> None:
-        """Add a batch of `gradient_batches`."""
-        from dlpr.descriptors.native import power_spectrum_gradients
-
-        found = power_spectrum_gradients(
-            self._soap.parameters,
-            environments,
-            self._wanted,
-            positions=self._forces is not None,
-            strain=self._virial is not None,
-        )
-        for number, group in groupby(found, key=lambda block: block.species):
-            blocks = list(group)
+    def add(self, centres: IntArray, found: Sequence[GradientBlock]) -> None:
+        """Add the gradients of a batch of centres."""
+        for number in sorted({block.species for block in found}):
+            blocks = [block for block in found if block.species == number]
             centre = np.unique(np.concatenate([block.centre for block in blocks]))
-            species = self._soap.species.index(number)
-            features = self._features(blocks, centre)
+            features = np.zeros((len(centre), self._n_features))
+            for block in blocks:
+                features[np.searchsorted(centre, block.centre), block.columns] = block.values
+            species = self._species.index(number)
             if self._forces is not None:
-                self._add_forces(species, features, blocks, centre, home)
+                self._add_forces(species, features, blocks, centre, centres)
             if self._virial is not None:
                 self._add_virial(species, features, blocks, centre)
-
-    def _features(self, blocks: Sequence[GradientBlock], centre: NDArray[np.int32]) -> FloatArray:
-        """Features of centres of one species, (n_centres, n_features)."""
-        features = np.zeros((len(centre), self._soap.n_features))
-        for block in blocks:
-            row = np.searchsorted(centre, block.centre)
-            features[row, self._columns[block.neighbours]] = block.values
-        features *= self._soap.columns["weight"]
-        return features
 
     def _add_forces(
         self,
         species: int,
         features: FloatArray,
         blocks: Sequence[GradientBlock],
-        centre: NDArray[np.int32],
-        home: IntArray,
+        centre: IntArray,
+        centres: IntArray,
     ) -> None:
         """Add what the features of centres of one species change when atoms move."""
         assert self._forces is not None
-        moved = self._row[home]
-        kept: list[slice | NDArray[np.bool_]] = [slice(None)] * len(blocks)
-        if (moved < 0).any():
-            kept = [moved[block.gradient_atom] >= 0 for block in blocks]
-        keys = [
-            len(home) * block.gradient_centre[own].astype(np.int64) + block.gradient_atom[own]
-            for block, own in zip(blocks, kept, strict=True)
-        ]
+        n_moved = 1 + len(self._row)
+        keys = [n_moved * block.gradient_centre + 1 + block.gradient_atom for block in blocks]
         pair = np.unique(np.concatenate(keys))
-        parts = [
-            _Part(self._columns[block.neighbours], np.searchsorted(pair, key), block.positions[own])
-            for block, own, key in zip(blocks, kept, keys, strict=True)
-        ]
-        row = np.searchsorted(centre, pair // len(home))
-        own = self._own(species)
+        at, atom = np.divmod(pair, n_moved)
+        moved = self._row[np.where(atom == 0, centres[at], atom - 1)]
+        wanted = moved >= 0
+        number, parts = np.cumsum(wanted) - 1, []
+        for block, key in zip(blocks, keys, strict=True):
+            entry = np.searchsorted(pair, key)
+            kept = wanted[entry]
+            positions = block.positions if kept.all() else block.positions[kept]
+            parts.append(_Part(block.columns, number[entry[kept]], positions))
+        row, moved, own = np.searchsorted(centre, at[wanted]), moved[wanted], self._own(species)
         for strip, along in self._contract(species, features, row, parts):
-            atom, of = np.unique(moved[pair[strip] % len(home)], return_inverse=True)
+            atom, of = np.unique(moved[strip], return_inverse=True)
             minus = csr_array((np.full(len(of), -1.0), (of, np.arange(len(of)))))
             change = minus @ along.reshape(len(of), -1)
             self._forces[atom, :, own] += change.reshape(len(atom), 3, -1)
@@ -278,17 +261,12 @@ class _Sums:
         species: int,
         features: FloatArray,
         blocks: Sequence[GradientBlock],
-        centre: NDArray[np.int32],
+        centre: IntArray,
     ) -> None:
         """Add what the features of centres of one species change under strain."""
         assert self._virial is not None
-        a, b = VOIGT
         parts = [
-            _Part(
-                self._columns[block.neighbours],
-                np.searchsorted(centre, block.centre),
-                0.5 * (block.strain[:, a, b] + block.strain[:, b, a]),
-            )
+            _Part(block.columns, np.searchsorted(centre, block.centre), block.strain)
             for block in blocks
         ]
         own = self._own(species)
@@ -321,7 +299,7 @@ class _Sums:
             Some entries, and their derivatives (n, n_directions, width).
         """
         n_directions = parts[0].gradient.shape[1]
-        width, n_features = self._tangent.raw_widths[species], self._soap.n_features
+        width, n_features = self._tangent.raw_widths[species], self._n_features
         step = max(1, STRIP_NBYTES // (8 * n_directions * (n_features + width)))
         for start in range(0, len(row), step):
             strip = slice(start, min(start + step, len(row)))
@@ -329,7 +307,6 @@ class _Sums:
             for columns, entry, gradient in parts:
                 some = slice(*np.searchsorted(entry, (start, strip.stop)))
                 direction[entry[some] - start, :, columns] = gradient[some]
-            direction *= self._soap.columns["weight"]
             along = self._tangent.derivative(
                 species,
                 features,

@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
+from dlpr.descriptors.gradient_batches import Gradients
 from dlpr.descriptors.hypers import check_hypers
 from dlpr.descriptors.pieces import sorted_species
+from dlpr.structures.frames import Piece
+
+DERIVED = ("forces", "stress")
+"""Rows that are derivatives of features, by positions and by strain."""
 
 
 class Kind:
@@ -21,11 +26,14 @@ class Kind:
     Attributes
     ----------
     kind : str
+    underived : mapping of str to str
+        "forces" and "stress", where features have no derivatives by positions or by strain: why.
     species : tuple of int
         Atomic numbers of the whole job, ascending.
     """
 
     kind: ClassVar[str]
+    underived: ClassVar[Mapping[str, str]]
     species: tuple[int, ...]
 
     @property
@@ -47,6 +55,21 @@ class Kind:
     def reads_rows(self) -> bool:
         """False: rows follow from the atoms."""
         return False
+
+    def lacks(self, rows: str) -> str | None:
+        """Why there are no rows of "forces" or "stress"; None: there are."""
+        reason = self.underived.get(rows)
+        return None if reason is None else f"{self.kind}: {reason}"
+
+    def gradients(
+        self, piece: Piece, centres: NDArray[np.int64], *, forces: bool, stress: bool
+    ) -> Gradients:
+        """Give derivatives of the features, see `dlpr.descriptors.Descriptor`."""
+        raise NotImplementedError
+
+    def gradient_nbytes(self, n_atoms: int, density: float, *, forces: bool, stress: bool) -> float:
+        """Bound what derivatives of one centre take, see `dlpr.descriptors.Descriptor`."""
+        raise NotImplementedError
 
     def columns_with(self, species: int) -> NDArray[np.bool_]:
         """Mark the columns, (n_features,), in which a neighbour species is known to take part."""

@@ -7,15 +7,22 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.descriptors.columns import Columns, full_columns, reduced_columns, spectrum_factor
+from dlpr.descriptors.columns import (
+    Columns,
+    full_columns,
+    pair_columns,
+    reduced_columns,
+    spectrum_factor,
+)
 from dlpr.descriptors.kind import FeatomicKind
+from dlpr.descriptors.lode_spectrum import LodeGradients, products
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, complete_cell
-from dlpr.descriptors.pieces import compute_in_batches
+from dlpr.descriptors.pieces import check_piece, compute_in_batches
 from dlpr.errors import InputError
 from dlpr.structures.frames import Piece
 
@@ -58,13 +65,16 @@ class Lode(FeatomicKind):
     """
 
     kind = "lode"
+    underived: ClassVar[Mapping[str, str]] = {
+        "stress": "featomic differentiates LODE by positions alone"
+    }
 
     def __init__(self, hypers: Mapping[str, Any], species: Sequence[int]) -> None:
         from dlpr.descriptors.fourier import lode_channels
 
         super().__init__(hypers, species)
-        self._parameters = json.dumps(self.hypers)
-        self._channels = lode_channels(self._parameters)
+        self.parameters = json.dumps(self.hypers)
+        self._channels = lode_channels(self.parameters)
 
     @property
     def cutoff(self) -> float:
@@ -87,7 +97,12 @@ class Lode(FeatomicKind):
         return {**columns, "weight": np.where(cross, np.sqrt(2.0), columns["weight"])}
 
     @cached_property
-    def _factor(self) -> NDArray[np.float64]:
+    def place(self) -> dict[tuple[int, int], slice]:
+        """Columns of each pair of neighbour species, which are given by their indices."""
+        return pair_columns(self.columns, self.species)
+
+    @cached_property
+    def factor(self) -> NDArray[np.float64]:
         """Factor of each column on the sum over m, (n_features,)."""
         return spectrum_factor(self.columns)
 
@@ -112,13 +127,7 @@ class Lode(FeatomicKind):
             more than this machine's memory, or as for `compute_in_batches`.
         """
         for index, piece in enumerate(pieces):
-            if not piece.pbc.all():
-                raise InputError(
-                    f"structure {index} of this call is periodic along {int(piece.pbc.sum())} of"
-                    " its axes; LODE sums over waves of a cell and needs all 3. Put the structure"
-                    " in a periodic cell with vacuum, or take a descriptor with a cutoff."
-                )
-            self._check_memory(piece, index)
+            self._check(piece, index)
         return compute_in_batches(pieces, self.species, self.n_features, 1, self._fill)
 
     def _fill(
@@ -131,13 +140,22 @@ class Lode(FeatomicKind):
         from dlpr.descriptors.fourier import lode_coefficients
 
         (piece,), (chosen,) = pieces, centres
-        coefficients = lode_coefficients(self._parameters, piece, chosen, self.species)
+        coefficients = lode_coefficients(self.parameters, piece, chosen, self.species)
         for start in range(0, len(chosen), BATCH):
             some = slice(start, start + BATCH)
-            features[some] = self._products({l_: c[some] for l_, c in coefficients.items()})
+            for (a, b), columns in self.place.items():
+                left, right = ({l_: c[some, s] for l_, c in coefficients.items()} for s in (a, b))
+                features[some, columns] = products(left, right, a == b) * self.factor[columns]
 
-    def _check_memory(self, piece: Piece, index: int) -> None:
-        """Refuse a cell that featomic could not hold, before the system ends the process."""
+    def _check(self, piece: Piece, index: int) -> None:
+        """Refuse what has no waves, and a cell that featomic could not hold, before the system ends
+        the process."""
+        if not piece.pbc.all():
+            raise InputError(
+                f"structure {index} of this call is periodic along {int(piece.pbc.sum())} of"
+                " its axes; LODE sums over waves of a cell and needs all 3. Put the structure"
+                " in a periodic cell with vacuum, or take a descriptor with a cutoff."
+            )
         cell = complete_cell(piece)
         volume = abs(float((cell[0] * np.cross(cell[1], cell[2])).sum()))
         n_atoms = len(piece.species)
@@ -158,19 +176,24 @@ class Lode(FeatomicKind):
         n_coefficients = sum(size * (2 * l_ + 1) for l_, size in self._channels)
         return 16.0 * n_waves * (n_atoms * (1 + len(self.species)) + n_coefficients)
 
-    def _products(self, coefficients: Mapping[int, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Power spectrum of coefficients: elementwise, m after m, so that bits are a row's own."""
-        full = []
-        for a in range(len(self.species)):
-            for b in range(a, len(self.species)):
-                for l_, size in self._channels:
-                    left, right = coefficients[l_][:, a, :, :, None], coefficients[l_][:, b]
-                    sums = np.zeros((len(right), size, size))
-                    for m in range(2 * l_ + 1):
-                        sums += left[:, m] * right[:, m, None, :]
-                    kept = np.triu_indices(size) if a == b else np.indices((size, size))
-                    full.append(sums[:, kept[0], kept[1]].reshape(len(right), -1))
-        return np.concatenate(full, axis=1) * self._factor
+    def gradients(
+        self, piece: Piece, centres: NDArray[np.int64], *, forces: bool, stress: bool
+    ) -> LodeGradients:
+        """Give derivatives of the features of some centres, see `dlpr.descriptors.Descriptor`."""
+        check_piece(piece, 0, self.species)
+        self._check(piece, 0)
+        return LodeGradients(self, piece, centres)
+
+    def gradient_nbytes(self, n_atoms: int, density: float, *, forces: bool, stress: bool) -> float:
+        """Bound what derivatives of one centre take, see `dlpr.descriptors.Descriptor`.
+
+        Every atom moves featomic's coefficients, ours, those of the centres of one species, the
+        features, and products of a pair of species.
+        """
+        n_coefficients = sum(size * (2 * l_ + 1) for l_, size in self._channels)
+        square = max(size for _, size in self._channels) ** 2
+        n_moved = n_atoms + len(self.species)
+        return 24.0 * n_moved * (3 * n_coefficients + 2 * self.n_features + 2 * square)
 
     def compute_nbytes(
         self,

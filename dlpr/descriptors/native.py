@@ -1,5 +1,5 @@
 """The one module that imports featomic: it judges hyperparameters, gives radial functions of
-neighbours and gradients of the power spectrum.
+neighbours and gradients of spectra.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Channels
+from dlpr.descriptors.gradient_batches import VOIGT, GradientBlock
 from dlpr.errors import InputError, JobError
 
 # Both are only partly typed.
@@ -217,65 +218,75 @@ class Environments(featomic.systems.SystemBase):  # type: ignore[misc]
         self._keepalive.clear()
 
 
-class GradientBlock(NamedTuple):
-    """What centres of one species see of one pair of neighbour species, in featomic's norm."""
+class _Spectrum(NamedTuple):
+    """A calculator of invariants, and how it names its blocks and columns."""
 
-    species: int
-    """Atomic number of the centres."""
-    neighbours: tuple[int, int]
-    """Atomic numbers of the pair."""
-    centre: NDArray[np.int32]
-    """(n_centres,) ascending"""
-    values: Floats
-    """(n_centres, n_columns)"""
-    gradient_centre: NDArray[np.int32]
-    """(n_gradients,) the centre whose features are differentiated, ascending"""
-    gradient_atom: NDArray[np.int32]
-    """(n_gradients,) the atom that is moved, ascending for each centre"""
-    positions: Floats
-    """(n_gradients, 3, n_columns) 1/Å; empty if not asked for"""
-    strain: Floats
-    """(n_centres, 3, 3, n_columns); empty if not asked for"""
+    calculator: Any
+    neighbours: list[str]
+    columns: list[str]
 
 
-def power_spectrum_gradients(
+_SPECTRA = {
+    "soap": _Spectrum(
+        featomic.SoapPowerSpectrum, ["neighbor_1_type", "neighbor_2_type"], ["l", "n_1", "n_2"]
+    ),
+    "radial": _Spectrum(featomic.SoapRadialSpectrum, ["neighbor_type"], ["n"]),
+}
+"""By the kind of descriptor."""
+
+
+class Place(NamedTuple):
+    """Where the features have featomic's columns of some neighbour species."""
+
+    columns: slice
+    """Of the features."""
+    labels: NDArray[np.int32]
+    """(n_columns, n_names) as featomic numbers them: (l, n_1, n_2) or (n,)."""
+    weight: Floats
+    """(n_columns,) factor on featomic's values."""
+
+
+def spectrum_gradients(
+    kind: str,
     parameters: str,
     environments: Environments,
-    columns: Mapping[tuple[int, int], NDArray[np.int32]],
+    places: Mapping[tuple[int, ...], Place],
     *,
     positions: bool,
     strain: bool,
 ) -> list[GradientBlock]:
-    """Compute the power spectrum and its gradients in one call of featomic.
+    """Compute invariants and their gradients in one call of featomic.
 
     Parameters
     ----------
+    kind
+        Of the descriptor: "soap" or "radial".
     parameters
-        JSON of hyperparameters that `channels` has accepted.
+        JSON of its hyperparameters, which `channels` has accepted.
     environments
         Centres and their neighbours.
-    columns
-        For each pair of neighbour species a <= b the columns (l, n_1, n_2) wanted; all pairs of one
-        set of species, whether they occur here or not.
+    places
+        By the neighbour species of a block, a pair a <= b or one, the columns wanted; all blocks of
+        one set of species, whether they occur here or not.
     positions, strain
         The gradients wanted.
 
     Returns
     -------
     list
-        By species of the centres, then by those of the neighbours; pairs that no centre sees are
-        left out.
+        By species of the centres, then by those of the neighbours; what no centre sees is left
+        out. Atoms that are moved are those of the environments.
     """
     centres = np.zeros((environments.n_centres, 2), np.int32)
     centres[:, 1] = np.arange(len(centres))
     wanted = metatensor.Labels(["system", "atom"], centres)
     try:
-        result = _calculator(parameters).compute(
+        result = _calculator(kind, parameters).compute(
             environments,
             gradients=["positions"] * positions + ["strain"] * strain,
             use_native_system=False,
             selected_samples=wanted,
-            selected_properties=_selection(parameters, columns),
+            selected_properties=_selection(kind, parameters, places),
         )
     except featomic.FeatomicError as error:
         raise InputError(
@@ -284,62 +295,64 @@ def power_spectrum_gradients(
         ) from None
     finally:
         environments.release()
-        _entries(wanted)
+        entries(wanted)
     blocks = []
-    for index, (species, first, second) in enumerate(_entries(result.keys).tolist()):
-        block = result.block_by_id(index)
-        centre = _entries(block.samples)[:, 1]
-        moved, along, strained = np.zeros((0, 3), np.int32), np.zeros(0), np.zeros(0)
+    for (species, *neighbours), block in blocks_of(result):
+        centre = entries(block.samples)[:, 1].astype(np.int64)
+        columns, _, weight = places[tuple(neighbours)]
+        moved, along, strained = np.zeros((0, 3), np.int64), np.zeros(0), np.zeros(0)
         if positions:
             gradient = block.gradient("positions")
-            moved, along = _entries(gradient.samples), np.asarray(gradient.values)
+            moved, along = entries(gradient.samples).astype(np.int64), np.asarray(gradient.values)
+            along *= weight  # they take too much memory to be copied
         if strain:
-            strained = np.asarray(block.gradient("strain").values)
+            whole, (a, b) = np.asarray(block.gradient("strain").values), VOIGT
+            strained = 0.5 * (whole[:, a, b] + whole[:, b, a])
+            strained *= weight
         if len(centre):
+            values = np.asarray(block.values) * weight
+            row, atom = centre[moved[:, 0]], moved[:, 2]
             blocks.append(
-                GradientBlock(
-                    species,
-                    (first, second),
-                    centre,
-                    np.asarray(block.values),
-                    centre[moved[:, 0]],
-                    moved[:, 2],
-                    along,
-                    strained,
-                )
+                GradientBlock(species, columns, centre, values, row, atom, along, strained)
             )
     return blocks
 
 
-def _calculator(parameters: str) -> Any:
+def blocks_of(result: Any) -> Iterator[tuple[list[int], Any]]:
+    """Keys of a TensorMap as plain numbers, and its blocks."""
+    for index, key in enumerate(entries(result.keys).tolist()):
+        yield key, result.block_by_id(index)
+
+
+def _calculator(kind: str, parameters: str) -> Any:
     """Return this thread's calculator: building takes 0.1 s, and a calculator is not shareable."""
     calculators = _own.__dict__.setdefault("calculators", {})
-    if parameters not in calculators:
-        calculators[parameters] = featomic.SoapPowerSpectrum(**json.loads(parameters))
-    return calculators[parameters]
+    if (kind, parameters) not in calculators:
+        made = _SPECTRA[kind].calculator(**json.loads(parameters))
+        calculators[kind, parameters] = made
+    return calculators[kind, parameters]
 
 
-def _selection(parameters: str, columns: Mapping[tuple[int, int], NDArray[np.int32]]) -> Any:
+def _selection(kind: str, parameters: str, places: Mapping[tuple[int, ...], Place]) -> Any:
     """Return this thread's selection of columns, made once."""
     selections = _own.__dict__.setdefault("selections", {})
-    key = (parameters, tuple(columns))
-    if key not in selections:
+    at = (kind, parameters, tuple(places))
+    if at not in selections:
         none = metatensor.Labels(["_"], np.zeros((0, 1), np.int32))
         keys, blocks = [], []
-        for (a, b), rows in columns.items():
-            properties = metatensor.Labels(["l", "n_1", "n_2"], rows)
-            for centre in sorted({species for species, _ in columns}):
-                keys.append((centre, a, b))
-                blocks.append(
-                    metatensor.TensorBlock(np.zeros((0, len(rows))), none, [], properties)
-                )
-        names = ["center_type", "neighbor_1_type", "neighbor_2_type"]
+        for neighbours, place in places.items():
+            properties = metatensor.Labels(_SPECTRA[kind].columns, place.labels)
+            for centre in sorted({species for species, *_ in places}):
+                keys.append((centre, *neighbours))
+                values = np.zeros((0, len(place.labels)))
+                blocks.append(metatensor.TensorBlock(values, none, [], properties))
+        names = ["center_type", *_SPECTRA[kind].neighbours]
         labels = metatensor.Labels(names, np.array(keys, np.int32))
-        selections[key] = metatensor.TensorMap(labels, blocks)
-    return selections[key]
+        selections[at] = metatensor.TensorMap(labels, blocks)
+    return selections[at]
 
 
-def _entries(labels: Any) -> NDArray[np.int32]:
+def entries(labels: Any) -> NDArray[np.int32]:
     """Copy the entries of labels and free them.
 
     metatensor-core 0.2.6 frees labels only if they have an attribute ``_labels``, which it has

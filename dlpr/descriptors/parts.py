@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
+from dlpr.descriptors.gradient_batches import GradientBlock, Gradients
 from dlpr.descriptors.neighbours import DENSITY
 from dlpr.descriptors.pieces import sorted_species
 from dlpr.errors import JobError
@@ -128,6 +129,31 @@ class Parts:
         """
         return np.concatenate([part.compute(pieces) for part in self.parts.values()], axis=1)
 
+    def lacks(self, rows: str) -> str | None:
+        """Why there are no rows of "forces" or "stress", if a part lacks them; None: there are."""
+        for name, part in self.parts.items():
+            reason = part.lacks(rows)
+            if reason is not None:
+                return f"parts.{name}.{reason}"
+        return None
+
+    def gradients(
+        self, piece: Piece, centres: NDArray[np.int64], *, forces: bool, stress: bool
+    ) -> Gradients:
+        """Give derivatives of the features of some centres, see `dlpr.descriptors.Descriptor`."""
+        own = [
+            part.gradients(piece, centres, forces=forces, stress=stress)
+            for part in self.parts.values()
+        ]
+        return _Together([columns.start for columns in self.components.values()], own)
+
+    def gradient_nbytes(self, n_atoms: int, density: float, *, forces: bool, stress: bool) -> float:
+        """Bound what derivatives of one centre take, see `dlpr.descriptors.Descriptor`."""
+        return sum(
+            part.gradient_nbytes(n_atoms, density, forces=forces, stress=stress)
+            for part in self.parts.values()
+        )
+
     def compute_nbytes(
         self,
         n_environments: int,
@@ -141,3 +167,24 @@ class Parts:
             for part in self.parts.values()
         ]
         return 16 * n_environments * self.n_features + max(needs)
+
+
+class _Together:
+    """Derivatives of several descriptors: columns behind those of the parts before."""
+
+    def __init__(self, start: Sequence[int], parts: Sequence[Gradients]) -> None:
+        self._start, self._parts = start, parts
+
+    def nbytes(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Bound the memory that each of the centres ``start:stop`` takes, in bytes."""
+        found: NDArray[np.float64] = np.sum([p.nbytes(start, stop) for p in self._parts], axis=0)
+        return found
+
+    def blocks(self, start: int, stop: int) -> list[GradientBlock]:
+        """Derivatives of centres ``start:stop``, some of those that `nbytes` was last asked of."""
+        found = []
+        for first, part in zip(self._start, self._parts, strict=True):
+            for block in part.blocks(start, stop):
+                columns = slice(first + block.columns.start, first + block.columns.stop)
+                found.append(block._replace(columns=columns))
+        return found

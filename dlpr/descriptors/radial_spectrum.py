@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
-from dlpr.descriptors.kind import FeatomicKind
-from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Surroundings, surroundings_nbytes
-from dlpr.descriptors.pieces import compute_in_batches
-from dlpr.structures.frames import Piece
+from dlpr.descriptors.near_kind import BATCH, NearKind
+from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Neighbours, surroundings_nbytes
 
-BATCH = 512
-"""Atoms whose surroundings are set up together, and environments computed together."""
+if TYPE_CHECKING:  # it imports featomic
+    from dlpr.descriptors.native import Place
 
 _MARGIN = 1.3
 _NODE_NBYTES = 200
 """Per neighbour, to evaluate its radial functions."""
 
 
-class RadialSpectrum(FeatomicKind):
+class RadialSpectrum(NearKind):
     """Radial spectrum of featomic: invariants of one neighbour at a time.
 
     Columns are (neighbour, n) for all species of the whole job. featomic defines the spectrum as
@@ -49,16 +47,12 @@ class RadialSpectrum(FeatomicKind):
         from dlpr.descriptors.native import channels
 
         super().__init__(hypers, species)
+        self.parameters = json.dumps(self.hypers)
         basis = dict(self.hypers["basis"])
         by_angular = {"0": basis.pop("radial")}
         expansion = {"type": "Explicit", "by_angular": by_angular, **basis}
-        self._parameters = json.dumps({**self.hypers, "basis": expansion})
-        self._channels = channels(self._parameters, "radial")
-
-    @property
-    def cutoff(self) -> float:
-        """Radius of an environment in Å."""
-        return float(self.hypers["cutoff"]["radius"])
+        self._expansion = json.dumps({**self.hypers, "basis": expansion})
+        self._channels = channels(self._expansion, "radial")
 
     @property
     def n_features(self) -> int:
@@ -78,52 +72,38 @@ class RadialSpectrum(FeatomicKind):
             "n": np.tile(np.arange(n_radial, dtype=np.int32), len(self.species)),
         }
 
-    def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
-        """Compute the features of the centres of some pieces.
-
-        Parameters
-        ----------
-        pieces
-            Atoms with any periodicity.
-
-        Returns
-        -------
-        ndarray
-            (total number of centres, n_features), rows in the order of the pieces and of each
-            piece's ``centre``. A row does not depend on what else is in the call, to the bit.
-
-        Raises
-        ------
-        InputError
-            As for `compute_in_batches`.
-        """
-        return compute_in_batches(pieces, self.species, self.n_features, BATCH, self._fill)
-
-    def _fill(
-        self,
-        features: NDArray[np.float64],
-        pieces: Sequence[Piece],
-        centres: Sequence[NDArray[np.int64]],
+    def _write(
+        self, near: Neighbours, own: NDArray[np.int64], features: NDArray[np.float64]
     ) -> None:
-        """Write the features of the centres of some pieces."""
         from dlpr.descriptors.radial import radial_table
 
-        table = radial_table(self._parameters)
-        around = Surroundings(pieces, centres, self.cutoff, self.species)
-        for start in range(0, len(features), BATCH):
-            stop = min(start + BATCH, len(features))
-            near = around.neighbours(start, stop)
-            values = next(table.functions(*table.cubics(near.distance)))
-            sums = np.zeros((near.count.size, self._n_radial))
-            count = near.count.ravel()
-            some = np.flatnonzero(count)
-            if some.size:
-                sums[some] = np.add.reduceat(values, (np.cumsum(count) - count)[some], axis=0)
-            sums /= np.sqrt(4.0 * np.pi)  # Y_00
-            coefficients = sums.reshape(*near.count.shape, self._n_radial)
-            own = around.centre_species(start, stop)
-            coefficients[np.arange(stop - start), own] += self._channels.centre
-            features[start:stop] = coefficients.reshape(stop - start, -1)
+        table = radial_table(self._expansion)
+        values = next(table.functions(*table.cubics(near.distance)))
+        sums = np.zeros((near.count.size, self._n_radial))
+        count = near.count.ravel()
+        some = np.flatnonzero(count)
+        if some.size:
+            sums[some] = np.add.reduceat(values, (np.cumsum(count) - count)[some], axis=0)
+        sums /= np.sqrt(4.0 * np.pi)  # Y_00
+        coefficients = sums.reshape(*near.count.shape, self._n_radial)
+        coefficients[np.arange(len(own)), own] += self._channels.centre
+        features[:] = coefficients.reshape(len(own), -1)
+
+    @property
+    def _gradient_sizes(self) -> tuple[int, int]:
+        return self._n_radial, self._n_radial
+
+    @property
+    def places(self) -> Mapping[tuple[int, ...], Place]:
+        """Columns of each neighbour species."""
+        from dlpr.descriptors.native import Place
+
+        size = self._n_radial
+        labels, weight = np.arange(size, dtype=np.int32)[:, None], np.ones(size)
+        return {
+            (number,): Place(slice(k * size, (k + 1) * size), labels, weight)
+            for k, number in enumerate(self.species)
+        }
 
     def compute_nbytes(
         self,

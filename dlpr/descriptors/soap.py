@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlpr.descriptors.columns import Columns, full_columns, reduced_columns, spectrum_factor
-from dlpr.descriptors.kind import FeatomicKind
-from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Surroundings, surroundings_nbytes
-from dlpr.descriptors.pieces import check_piece, compute_in_batches
+from dlpr.descriptors.columns import (
+    Columns,
+    full_columns,
+    pair_columns,
+    reduced_columns,
+    spectrum_factor,
+)
+from dlpr.descriptors.near_kind import BATCH, NearKind
+from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY, Neighbours, surroundings_nbytes
 from dlpr.descriptors.spectrum import LANES, SLOTS, WIDTH, power_spectrum
-from dlpr.structures.frames import Piece
 
-BATCH = 512
-"""Atoms whose surroundings are set up together, and environments computed together."""
+if TYPE_CHECKING:  # it imports featomic
+    from dlpr.descriptors.native import Place
 
 _MARGIN = 1.3
 """On what was measured, see `CALL_NBYTES`."""
 
 
-class Soap(FeatomicKind):
+class Soap(NearKind):
     """SOAP power spectrum of featomic, without its exact duplicate columns.
 
     Columns are (neighbour_1 <= neighbour_2, l, n_1, n_2) for all pairs of the species of the whole
@@ -53,11 +57,6 @@ class Soap(FeatomicKind):
         self.channels = channels(self.parameters, "soap")
 
     @property
-    def cutoff(self) -> float:
-        """Radius of an environment in Å."""
-        return float(self.hypers["cutoff"]["radius"])
-
-    @property
     def n_features(self) -> int:
         """Number of columns."""
         return len(self.columns["weight"])
@@ -73,12 +72,9 @@ class Soap(FeatomicKind):
         return reduced_columns(self.full_columns)
 
     @cached_property
-    def place(self) -> dict[tuple[int, int], int]:
-        """First column of each pair of neighbour species, which are given by their indices."""
-        pairs = np.stack([self.columns["neighbour_1"], self.columns["neighbour_2"]], axis=1)
-        numbers, start = np.unique(pairs, axis=0, return_index=True)
-        index = np.searchsorted(self.species, numbers).tolist()
-        return {(a, b): at for (a, b), at in zip(index, start.tolist(), strict=True)}
+    def place(self) -> dict[tuple[int, int], slice]:
+        """Columns of each pair of neighbour species, which are given by their indices."""
+        return pair_columns(self.columns, self.species)
 
     @cached_property
     def _factor(self) -> NDArray[np.float64]:
@@ -92,50 +88,30 @@ class Soap(FeatomicKind):
         rows /= full["weight"]
         return rows
 
-    def compute(self, pieces: Sequence[Piece]) -> NDArray[np.float64]:
-        """Compute the features of the centres of some pieces.
-
-        Parameters
-        ----------
-        pieces
-            Atoms with any periodicity; open directions are made periodic, which is exact.
-
-        Returns
-        -------
-        ndarray
-            (total number of centres, n_features), rows in the order of the pieces and of each
-            piece's ``centre``. A row does not depend on what else is in the call, to the bit.
-
-        Raises
-        ------
-        InputError
-            If a species is not one of the job's, a position, cell or feature is not finite, a
-            centre is out of range or named twice, or featomic refuses or loses an atom.
-        """
-        return compute_in_batches(pieces, self.species, self.n_features, BATCH, self._fill)
-
-    def _fill(
-        self,
-        features: NDArray[np.float64],
-        pieces: Sequence[Piece],
-        centres: Sequence[NDArray[np.int64]],
+    def _write(
+        self, near: Neighbours, own: NDArray[np.int64], features: NDArray[np.float64]
     ) -> None:
-        """Write the features of the centres of some pieces."""
         from dlpr.descriptors.radial import radial_table
 
         table = radial_table(self.parameters)
-        around = Surroundings(pieces, centres, self.cutoff, self.species)
-        for start in range(0, len(features), BATCH):
-            stop = min(start + BATCH, len(features))
-            power_spectrum(
-                around.neighbours(start, stop),
-                around.centre_species(start, stop),
-                table,
-                self.channels,
-                self.place,
-                self._factor,
-                features[start:stop],
-            )
+        power_spectrum(near, own, table, self.channels, self.place, self._factor, features)
+
+    @property
+    def _gradient_sizes(self) -> tuple[int, int]:
+        coefficients = sum((2 * l_ + 1) * size for l_, size in self.channels.radial)
+        return coefficients, self.n_features
+
+    @cached_property
+    def places(self) -> Mapping[tuple[int, ...], Place]:
+        """Columns of each pair of neighbour species."""
+        from dlpr.descriptors.native import Place
+
+        names = [self.columns[name].astype(np.int32) for name in ("l", "n_1", "n_2")]
+        labels, weight = np.stack(names, axis=1), self.columns["weight"]
+        return {
+            (self.species[a], self.species[b]): Place(own, labels[own], weight[own])
+            for (a, b), own in self.place.items()
+        }
 
     def compute_nbytes(
         self,
@@ -171,7 +147,3 @@ class Soap(FeatomicKind):
         group = slots * values + WIDTH * (sums + 2 * self.n_features)
         needed = around + 8 * group
         return int(8 * n_environments * self.n_features + _MARGIN * needed) + CALL_NBYTES
-
-    def check(self, piece: Piece, index: int) -> None:
-        """Catch what featomic would accept in silence; `index` is the piece's in the call."""
-        check_piece(piece, index, self.species)

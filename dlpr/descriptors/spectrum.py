@@ -51,7 +51,7 @@ def power_spectrum(
     own: Integers,
     table: RadialTable,
     channels: Channels,
-    place: Mapping[tuple[int, int], int],
+    place: Mapping[tuple[int, int], slice],
     factor: Floats,
     features: Floats,
 ) -> None:
@@ -68,8 +68,8 @@ def power_spectrum(
     channels
         Angular channels, and what the centre's own density adds.
     place
-        First column of each pair of indices of species a <= b. Its columns are ordered by
-        (l, n_1, n_2), with n_1 <= n_2 where a = b.
+        Columns of each pair of indices of species a <= b, ordered by (l, n_1, n_2), with
+        n_1 <= n_2 where a = b.
     factor : (n_features,)
         Factor of each column on ``sum_m c_{a n_1 l m} c_{b n_2 l m}``.
     features : (n_environments, n_features)
@@ -113,12 +113,12 @@ def _columns(
     own: Integers,
     table: RadialTable,
     channels: Channels,
-    place: Mapping[tuple[int, int], int],
+    place: Mapping[tuple[int, int], slice],
     n_columns: int,
 ) -> Floats:
     """Sums over m without their factors, (n_columns, width)."""
     columns = np.empty((n_columns, group.width))
-    start = dict(place)
+    start = {pair: own.start for pair, own in place.items()}
     angular = spherical_harmonics(group.direction, channels.radial[-1][0])
     angular = angular.reshape(len(angular), -1, group.width)
     radial = table.functions(group.weight, group.node)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
-from dlpr.descriptors.kind import Kind
+from dlpr.descriptors.kind import DERIVED, Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import centres_of, chain_of, compute_in_batches, sorted_species
 from dlpr.descriptors.torch_work import check_made_by, computing, made_by
@@ -40,6 +40,7 @@ class TorchKind(Kind):
         cannot be used.
     """
 
+    underived = dict.fromkeys(DERIVED, "rows of a network are not differentiated again")
     keys: ClassVar[tuple[str, ...]]
     """Of the job's section."""
     added: ClassVar[tuple[str, ...]] = ("n_features", "made_by")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
-from dlpr.descriptors.kind import Kind
+from dlpr.descriptors.kind import DERIVED, Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import sorted_species
 from dlpr.descriptors.row_files import RowFile, fingerprint, open_rows
@@ -45,6 +45,7 @@ class UserFeatures(Kind):
     """
 
     kind = "features"
+    underived = dict.fromkeys(DERIVED, "its rows come from files")
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
         for key in options:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlpr.descriptors.columns import Columns
 from dlpr.descriptors.hypers import nearest
-from dlpr.descriptors.kind import Kind
+from dlpr.descriptors.kind import DERIVED, Kind
 from dlpr.descriptors.neighbours import CALL_NBYTES, DENSITY
 from dlpr.descriptors.pieces import atoms_of, centres_of, chain_of, check_piece, sorted_species
 from dlpr.descriptors.user_code import check_source, imported, source_digest
@@ -51,6 +51,7 @@ class UserFunction(Kind):
     """
 
     kind = "python"
+    underived = dict.fromkeys(DERIVED, "the function returns rows alone")
 
     def __init__(self, options: Mapping[str, Any], species: Sequence[int]) -> None:
         for key in options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlpr.descriptors import Soap, descriptor
+from dlpr.descriptors import descriptor, gradient_refusal
 from dlpr.errors import InputError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import ingest as ingest_stage
@@ -53,18 +53,13 @@ def check_job(job: Job) -> None:
 def _check_derivatives(job: Job) -> None:
     """Refuse what needs more of a descriptor than it has."""
     calculator = descriptor(job.descriptor_of("train"), [1])
-    for kind in job.loss.kinds:
-        if kind in LABEL and not isinstance(calculator, Soap):
-            raise JobError(
-                f"loss.{kind} needs gradients of the features, which descriptor.soap alone has; "
-                f"this job's is descriptor.{job.descriptor.kind}. Take soap, or leave loss.{kind} "
-                f"out."
-            )
-    if job.test_forces and not isinstance(calculator, Soap):
-        raise JobError(
-            f"test_forces needs gradients of the features, which descriptor.soap alone has; this "
-            f"job's is descriptor.{job.descriptor.kind}. Take soap, or leave test_forces out."
-        )
+    wanted = {f"loss.{kind}": LABEL[kind] for kind in job.loss.kinds if kind in LABEL}
+    if job.test_forces:
+        wanted["test_forces"] = "forces"
+    for place, rows in wanted.items():
+        refusal = gradient_refusal(calculator, rows)
+        if refusal is not None:
+            raise JobError(f"{place} needs {refusal}. Take one of these, or leave {place} out.")
     kernel = job.model.kernel
     if kernel is not None and kernel.references.file is not None and calculator.reads_rows:
         raise JobError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlpr.core.rows import Layout
-from dlpr.descriptors import Descriptor, Soap, descriptor
+from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
 from dlpr.engine.check import check_committee
 from dlpr.engine.factor_size import FactorSize, takes_basis
@@ -29,11 +29,10 @@ from dlpr.engine.training_costs import (
 from dlpr.errors import ResourceError
 from dlpr.job import SetSpec
 from dlpr.stages import ingest as ingest_stage
-from dlpr.stages.forces import TASK_ATOMS
+from dlpr.stages.force_tasks import TASK_ATOMS
 from dlpr.stages.result import chunks_of
 from dlpr.stages.structures import CHUNK_ROWS
 from dlpr.structures.parse import Record
-from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
 PARSED_ATOMS = 2e5
 """Atoms of text parsed and checked per core and second, on the low side."""
@@ -105,10 +104,8 @@ def estimate(steps: Pipeline) -> Estimate:
     for name in steps.job.test:
         stages.append(_rigidity(steps, calculator, mapping, factor, name, sizes, seconds))
     if steps.job.test_forces:
-        assert isinstance(calculator, Soap)
-        per_atom = gradient_seconds(calculator, sample, forces=True, stress=False)
         stages += [
-            _forces(calculator, mapping, factor, name, _size_of(sizes, name), per_atom)
+            _forces(calculator, mapping, factor, name, _size_of(sizes, name), sample)
             for name in steps.job.test
         ]
     total = sum(_size_of(sizes, name).n_environments for name in steps.job.test)
@@ -126,7 +123,7 @@ def _forces(
     factor: FactorSize,
     name: str,
     size: SetSize,
-    seconds: float,
+    sample: list[Record],
 ) -> StageEstimate:
     """Rows of forces as of a training set, and three solves of full width for each atom."""
     n_tasks = -(-size.n_environments // TASK_ATOMS)
@@ -134,9 +131,7 @@ def _forces(
     flops = 3 * size.n_environments * 2 * factor.layout.n_columns * reach
     raw = (mapping.widest,) * len(calculator.species)
     peak = memory.forces_nbytes(calculator, factor, mapping, raw, size.crowd)
-    if size.largest_frame > SORTED_FRAME_ATOMS:  # centres around the atoms of a cut count too
-        edge = (TASK_ATOMS / max(size.density, memory.DENSITY)) ** (1 / 3)
-        seconds *= memory.RAGGED * (1 + 2 * calculator.cutoff / edge) ** 3
+    seconds = gradient_seconds(calculator, sample, size, forces=True, stress=False)
     hours = (size.n_environments * seconds + flops / FLOPS) / 3600
     nbytes = 48 * size.n_environments
     return StageEstimate(f"forces of {name}", n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)

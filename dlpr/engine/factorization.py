@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
+from dlpr.descriptors.kind import DERIVED
 from dlpr.engine import memory, regularizer_choice
 from dlpr.engine.check import check_committee
 from dlpr.engine.events import Event
@@ -87,19 +88,24 @@ def require_memory(steps: Pipeline, form: str) -> None:
     n_members = steps.job.committee.spec.members if steps.job.committee else 0
     size = FactorSize(form, layout, n_rows, numerics.tile_columns, n_components, basis, n_members)
     mapping = memory.MapSize.of(feature_map)
-    needs = [size.factorize_nbytes]
+    needs, raw, part_nbytes = [size.factorize_nbytes], feature_map.raw_widths, 0
+    if steps.derivatives():
+        crowd = memory.crowd_of(steps.ingest("train"))
+        kinds = {kind: kind in steps.derivatives() for kind in DERIVED}
+        needs.append(memory.derivatives_nbytes(calculator, mapping, raw, crowd, **kinds))
+        part_nbytes = memory.derivative_part_nbytes(mapping.n_columns, crowd, **kinds)
     if steps.job.model.spec.scan:
         few = n_rows if form == "rows" else None
         needs.append(memory.decomposition_nbytes(layout.n_columns, few))
     if form != "rows":
         width = numerics.tile_columns if form == "tiles" else layout.n_columns
-        needs.append(memory.fold_nbytes(layout.n_columns, width, numerics.fold_block_rows))
+        block = numerics.fold_block_rows
+        needs.append(memory.fold_nbytes(layout.n_columns, width, block, part_nbytes))
     for name in steps.set_names():
         crowd = memory.crowd_of(steps.ingest(name))
         block, task = features["block_environments"], features["task_environments"]
         needs.append(memory.rigidity_nbytes(calculator, size, mapping, block, task, crowd))
         needs.append(memory.result_nbytes(size, crowd.n_structures))
         if steps.job.test_forces:
-            raw = feature_map.raw_widths
             needs.append(memory.forces_nbytes(calculator, size, mapping, raw, crowd))
     steps.workspace.executor.require(max(needs))

@@ -14,9 +14,8 @@ import numpy as np
 from dlpr.core.kernel import STRIP_ROWS as KERNEL_ROWS
 from dlpr.core.models import FeatureMap
 from dlpr.core.sampling import CANDIDATES_NBYTES
-from dlpr.descriptors import Descriptor, Soap
+from dlpr.descriptors import Descriptor
 from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
-from dlpr.descriptors.soap import BATCH as GRADIENT_CENTRES
 from dlpr.engine.factor_size import MIB, FactorSize
 from dlpr.errors import ResourceError
 from dlpr.stages import ingest as ingest_stage
@@ -166,11 +165,25 @@ def references_nbytes(
     return block_nbytes(calculator, block, crowd) + candidates + 8 * (held + made)
 
 
-def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int) -> int:
-    """A tile, the block that is folded into it, and a part of the rows, mapped and put together."""
+def _derivative_rows(crowd: Crowd, forces: bool, stress: bool) -> int:
+    """Most rows of one structure, or of the part of a large one that is in a task."""
+    return 3 * min(crowd.largest_frame, SORTED_FRAME_ATOMS) * forces + 6 * stress
+
+
+def derivative_part_nbytes(n_columns: int, crowd: Crowd, *, forces: bool, stress: bool) -> int:
+    """The largest part of the rows of forces and stresses, if all structures have them."""
+    return max(PART_NBYTES, 8 * n_columns * _derivative_rows(crowd, forces, stress))
+
+
+def fold_nbytes(n_columns: int, tile_columns: int, block_rows: int, part_nbytes: int) -> int:
+    """A tile, the block that is folded into it, and parts of the rows.
+
+    Of ``part_nbytes``, the largest part of rows of forces and stresses, there are two mapped, and
+    what is taken out of one or put together.
+    """
     width = min(n_columns, tile_columns)
     blocks = block_rows * (4 * width + 2 * n_columns)
-    return 8 * (2 * width**2 + blocks) + ROWS_NBYTES
+    return 8 * (2 * width**2 + blocks) + max(ROWS_NBYTES, 3 * part_nbytes)
 
 
 def rigidity_nbytes(
@@ -195,17 +208,54 @@ def decomposition_nbytes(n_columns: int, n_rows: int | None = None) -> int:
 
 
 def scan_nbytes(
-    calculator: Descriptor, mapping: MapSize, crowd: Crowd, n_columns: int, rank: int, n_mu: int
+    calculator: Descriptor,
+    mapping: MapSize,
+    crowd: Crowd,
+    n_columns: int,
+    rank: int,
+    n_mu: int,
+    part_nbytes: int,
 ) -> int:
-    """A basis as it lies and as it is taken to pieces, weights, rows, and features of a batch."""
+    """A basis as it lies and as it is taken to pieces, weights, rows, and features of a batch.
+
+    ``part_nbytes`` as for `fold_nbytes`.
+    """
     held = 8 * n_columns * (2 * rank + 3 * n_mu)
-    rows = 3 * max(ROWS_NBYTES, PART_NBYTES) + 6 * 8 * SCAN_BATCH * mapping.n_columns
+    rows = 3 * max(ROWS_NBYTES, part_nbytes) + 6 * 8 * SCAN_BATCH * mapping.n_columns
     mapped = mapping.nbytes(calculator.n_features, SCAN_BATCH)
     n_atoms = crowd.largest_frame
     if np.isfinite(calculator.cutoff):
         n_atoms = min(n_atoms, SORTED_FRAME_ATOMS)
     frames = 64 * SCAN_BATCH * n_atoms
     return held + rows + mapped + frames + block_nbytes(calculator, SCAN_BATCH, crowd)
+
+
+def _gradient_nbytes(
+    calculator: Descriptor, raw_widths: Sequence[int], crowd: Crowd, forces: bool, stress: bool
+) -> int:
+    """Rows of the forces on the atoms of a task of one structure, or its stress."""
+    density, cutoff = max(crowd.density, DENSITY), calculator.cutoff
+    n_atoms, n_around = min(crowd.largest_frame, SORTED_FRAME_ATOMS), crowd.largest_frame
+    if n_around > n_atoms and np.isfinite(cutoff) and not stress:
+        n_around = int(RAGGED * density * ((n_atoms / density) ** (1 / 3) + 4 * cutoff) ** 3)
+    sizes = (_derivative_rows(crowd, forces, stress), n_around, density, crowd.volume)
+    return derivative_nbytes(calculator, *sizes, raw_widths, forces=forces, stress=stress)
+
+
+def derivatives_nbytes(
+    calculator: Descriptor,
+    mapping: MapSize,
+    raw_widths: Sequence[int],
+    crowd: Crowd,
+    *,
+    forces: bool,
+    stress: bool,
+) -> int:
+    """Rows of a structure or of a part of it, finished and put together with others."""
+    one = _gradient_nbytes(calculator, raw_widths, crowd, forces, stress)
+    rows = 8 * _derivative_rows(crowd, forces, stress) * (sum(raw_widths) + 2 * mapping.n_columns)
+    strips = 3 * STRIP_NBYTES if mapping.n_references else 0
+    return one + rows + strips + 3 * PART_NBYTES + mapping.nbytes(calculator.n_features, 0)
 
 
 def forces_nbytes(
@@ -216,20 +266,12 @@ def forces_nbytes(
     crowd: Crowd,
 ) -> int:
     """The factor, gradients of a batch, rows of the atoms of a task, and some that are solved."""
-    assert isinstance(calculator, Soap)
-    density, cutoff = max(crowd.density, DENSITY), calculator.cutoff
-    n_atoms = n_around = min(crowd.largest_frame, SORTED_FRAME_ATOMS)
-    if crowd.largest_frame > SORTED_FRAME_ATOMS:
-        n_around = int(RAGGED * density * ((n_atoms / density) ** (1 / 3) + 4 * cutoff) ** 3)
-    n_neighbours = density * 4 / 3 * np.pi * cutoff**3
-    one = derivative_nbytes(
-        calculator, n_atoms, n_neighbours, raw_widths, forces=True, stress=False
-    )
-    around = calculator.compute_nbytes(GRADIENT_CENTRES, n_around, density)
+    one = _gradient_nbytes(calculator, raw_widths, crowd, forces=True, stress=False)
     strips = 3 * STRIP_NBYTES + mapping.nbytes(calculator.n_features, 0)
     solved = 8 * FORCE_ROWS * (4 * sum(raw_widths) + 5 * mapping.n_columns)
-    joined = 2 * 8 * 3 * min(n_atoms, 3 * FORCE_ROWS) * sum(raw_widths)
-    return size.nbytes + one + around + strips + solved + joined
+    n_atoms = min(crowd.largest_frame, SORTED_FRAME_ATOMS, 3 * FORCE_ROWS)
+    joined = 2 * 8 * 3 * n_atoms * sum(raw_widths)
+    return size.nbytes + one + strips + solved + joined
 
 
 def result_nbytes(size: FactorSize, n_structures: int) -> int:

@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dlpr.descriptors import Soap
-from dlpr.descriptors.gradients import STRIP_NBYTES, derivative_nbytes
 from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.engine.memory import (
-    DENSITY,
     INDEX_NBYTES,
     MapSize,
     block_nbytes,
     crowd_of,
     decomposition_nbytes,
+    derivatives_nbytes,
     fold_nbytes,
     forces_nbytes,
     ingest_nbytes,
@@ -25,7 +23,6 @@ from dlpr.engine.memory import (
     rows_nbytes,
     scan_nbytes,
 )
-from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.features import open_descriptor, task_edges
 from dlpr.stages.fold import tiling_of
 from dlpr.stages.model import open_map, open_model
@@ -85,28 +82,30 @@ def _references(folder: StageFolder) -> int:
 
 
 def _derivatives(folder: StageFolder) -> int:
-    settings, crowd = folder.settings, crowd_of(folder.input("structures"))
-    calculator, mapping = open_descriptor(settings["features"]["descriptor"]), open_map(folder)
-    assert isinstance(calculator, Soap)
-    density = max(crowd.density, DENSITY)
-    kinds = {kind: kind in settings["kinds"] for kind in ("forces", "stress")}
-    widths = mapping.raw_widths
-    n_atoms = crowd.largest_frame
-    one = derivative_nbytes(
-        calculator, n_atoms, density * 4 / 3 * np.pi * calculator.cutoff**3, widths, **kinds
+    settings, mapping = folder.settings, open_map(folder)
+    return derivatives_nbytes(
+        open_descriptor(settings["features"]["descriptor"]),
+        MapSize.of(mapping),
+        mapping.raw_widths,
+        crowd_of(folder.input("structures")),
+        forces="forces" in settings["kinds"],
+        stress="stress" in settings["kinds"],
     )
-    rows = 8 * (3 * n_atoms + 6) * (sum(mapping.raw_widths) + 2 * sum(mapping.widths))
-    strips = 3 * STRIP_NBYTES if mapping.is_sparse else 0
-    return (
-        one + rows + strips + 3 * PART_NBYTES + MapSize.of(mapping).nbytes(calculator.n_features, 0)
-    )
+
+
+def _part_nbytes(folder: StageFolder) -> int:
+    """The largest part of the rows of forces and stresses that a stage reads."""
+    if "derivatives" not in folder.plan["inputs"]:
+        return 0
+    return max(receipt.nbytes for receipt in folder.input("derivatives").receipts())
 
 
 def _fold(folder: StageFolder) -> int:
     settings = folder.settings
     model = open_model(folder.input("rows"), settings["model"])
     width = max(tiling_of(model, settings).widths)
-    return fold_nbytes(model.folded.n_columns + 1, width, settings["numerics"]["fold_block_rows"])
+    block = settings["numerics"]["fold_block_rows"]
+    return fold_nbytes(model.folded.n_columns + 1, width, block, _part_nbytes(folder))
 
 
 def _factor_size(factor: StageFolder, committee: StageFolder | None = None) -> FactorSize:
@@ -150,6 +149,7 @@ def _scan(folder: StageFolder) -> int:
         n_columns,
         rank,
         len(settings["regularizers"]),
+        _part_nbytes(folder),
     )
 
 

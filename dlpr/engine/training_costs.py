@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dlpr.descriptors import Descriptor, Soap
-from dlpr.descriptors.gradients import derivative_nbytes
+from dlpr.descriptors import Descriptor
+from dlpr.descriptors.kind import DERIVED
 from dlpr.engine import memory
 from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.factor_size import FactorSize
@@ -80,20 +80,19 @@ def derivatives(
     of: str = "",
 ) -> StageEstimate:
     """Rows of forces and stresses: gradients timed on one small frame, and what a kernel adds."""
-    assert isinstance(calculator, Soap)
-    kinds = {kind: kind in steps.derivatives() for kind in ("forces", "stress")}
-    seconds = gradient_seconds(calculator, sample, **kinds)
-    n_neighbours = max(size.density, memory.DENSITY) * 4 / 3 * np.pi * calculator.cutoff**3
+    kinds = {kind: kind in steps.derivatives() for kind in DERIVED}
+    seconds = gradient_seconds(calculator, sample, size, **kinds)
+    density = max(size.density, memory.DENSITY)
+    n_neighbours = min(density * 4 / 3 * np.pi * calculator.cutoff**3, size.largest_frame)
     flops = (
         6 * n_neighbours * calculator.n_features * (mapping.widest if mapping.n_references else 0)
     )
     row_nbytes = 8 * mapping.n_columns
     nbytes = row_nbytes * most_rows(steps.derivatives(), size.n_structures, size.n_environments)
     widths = (mapping.widest,) * len(calculator.species)
-    peak = derivative_nbytes(calculator, size.largest_frame, n_neighbours, widths, **kinds)
+    peak = memory.derivatives_nbytes(calculator, mapping, widths, size.crowd, **kinds)
     n_tasks = max(1, nbytes // PART_NBYTES)
     hours = size.n_environments * (seconds + flops / FLOPS) / 3600
-    peak += 3 * PART_NBYTES + mapping.nbytes(calculator.n_features, 0)
     name = f"rows of {' and '.join(kind for kind in kinds if kinds[kind])}{of}"
     return StageEstimate(name, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)
 
@@ -140,7 +139,7 @@ def training(
     if factor.form == "rows":
         cubic = 6 * factor.n_rows**2 * width
     else:
-        stages.append(_folds(steps, factor, factor.n_rows))
+        stages.append(_folds(steps, factor, size, factor.n_rows))
     if job.loss.is_reweighted:
         stages += _fits(steps, factor, size)
     if factor.form == "tiles":
@@ -158,7 +157,7 @@ def _fits(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstim
     """Folds and fits of a loss that is not squared; what is squared is folded once."""
     loss, width = steps.job.loss, factor.layout.n_columns
     n_rows = most_rows(loss.reweighted, size.n_structures, size.n_environments)
-    once, n = _folds(steps, factor, n_rows), ITERATIONS + 1
+    once, n = _folds(steps, factor, size, n_rows), ITERATIONS + 1
     folds = replace(
         once,
         stage="folds of fits",
@@ -210,21 +209,31 @@ def scan(
     peak, hours = memory.decomposition_nbytes(width, few), cubic / FLOPS / 3600
     stages.append(StageEstimate("decomposition", 1, 6, 8 * width * rank, peak, hours))
     n_tasks = -(-n_rows // RUN_ROWS) + -(-SAMPLE // TASK_SAMPLE) + 1
-    peak = memory.scan_nbytes(calculator, mapping, size.crowd, width, rank, n_mu)
+    part_nbytes = _part_nbytes(steps, mapping.n_columns, size)
+    peak = memory.scan_nbytes(calculator, mapping, size.crowd, width, rank, n_mu, part_nbytes)
     flops = 2 * width * (n_mu * (n_rows + rank * n_tasks) + rank * SAMPLE)
     hours = (flops / FLOPS + SAMPLE * seconds) / 3600
     role, nbytes = f"regularizers tried on {name}", 8 * n_mu * (width + SAMPLE)
     return [*stages, StageEstimate(role, n_tasks, 2 * n_tasks + 4, nbytes, peak, hours)]
 
 
-def _folds(steps: Pipeline, factor: FactorSize, n_rows: int) -> StageEstimate:
+def _part_nbytes(steps: Pipeline, n_columns: int, size: SetSize) -> int:
+    """The largest part of the rows of forces and stresses, if the loss has any."""
+    if not steps.derivatives():
+        return 0
+    kinds = {kind: kind in steps.derivatives() for kind in DERIVED}
+    return memory.derivative_part_nbytes(n_columns, size.crowd, **kinds)
+
+
+def _folds(steps: Pipeline, factor: FactorSize, size: SetSize, n_rows: int) -> StageEstimate:
     """Partials of so many rows."""
     numerics, width = steps.numerics(), factor.layout.n_columns
     tiles = fold_stage.cut(factor.layout, numerics["tile_columns"])
     run_rows = fold_stage.run_rows(n_rows, 1, width, numerics["partials_nbytes"])
     n_runs = -(-n_rows // run_rows)
     n_tasks = n_runs * len(tiles.pairs())
-    nbytes = memory.fold_nbytes(width, max(tiles.widths), numerics["fold_block_rows"])
+    block, part_nbytes = numerics["fold_block_rows"], _part_nbytes(steps, width, size)
+    nbytes = memory.fold_nbytes(width, max(tiles.widths), block, part_nbytes)
     kinds = {"cholesky": 1, "eigh": 1, "qr": 2}.get(steps.job.solver, 3)
     hours = kinds * n_rows * width**2 / FLOPS / 3600
     partials = 8 * width**2 * n_runs
@@ -242,7 +251,7 @@ def committee_members(steps: Pipeline, factor: FactorSize, size: SetSize) -> lis
     if factor.form == "rows":
         flops = 6 * factor.n_rows**2 * width
     else:
-        one, part = _folds(steps, factor, factor.n_rows), committee.subsample.fraction
+        one, part = _folds(steps, factor, size, factor.n_rows), committee.subsample.fraction
         stages.append(
             StageEstimate(
                 "folds of the committee",

@@ -113,6 +113,7 @@ def predict(
     if format_of(target, None) != "extxyz" or target.is_dir():
         raise JobError(f"{target.name}: predictions are extended xyz; end it in .extxyz or .xyz.")
     own = model if isinstance(model, FittedModel) else load_model(model)
+    own.check_derivatives(forces=forces, stress=stress)
     names = [files] if isinstance(files, str) else list(files)
     summary = Summary(target)
     options = {"forces": forces, "stress": stress, "uncertainty": uncertainty}

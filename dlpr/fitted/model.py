@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, Fit
 from dlpr.core.rows import FloatArray, IntArray
-from dlpr.descriptors import Descriptor, Soap, members
+from dlpr.descriptors import Descriptor, gradient_refusal
 from dlpr.descriptors.gradients import DerivativeRows, Tangent, derivative_rows
 from dlpr.errors import InputError, JobError
 from dlpr.store.files import Json
@@ -197,15 +197,25 @@ class FittedModel:
             None if rows.stress is None else rows.stress.sum(axis=1),
         )
 
+    def check_derivatives(self, *, forces: bool, stress: bool) -> None:
+        """Refuse derivatives that the model's features have not.
+
+        Raises
+        ------
+        InputError
+        """
+        for name, wanted in (("forces", forces), ("stress", stress)):
+            refusal = gradient_refusal(self.descriptor, name) if wanted else None
+            if refusal is not None:
+                raise InputError(
+                    f"to predict {name} there must be {refusal}. Ask for energies, or train a "
+                    "model on one of these."
+                )
+
     def _derivative_rows(
         self, atoms: Any, tangent: Tangent, *, forces: bool, stress: bool
     ) -> DerivativeRows:
-        if not isinstance(self.descriptor, Soap):
-            kind = ", ".join(type(member).__name__ for member in members(self.descriptor))
-            raise InputError(
-                f"forces and stresses are derivatives of SOAP alone; the model's descriptor is "
-                f"{kind}. Ask for energies, or train a model on soap."
-            )
+        self.check_derivatives(forces=forces, stress=stress)
         return derivative_rows(
             self.descriptor, self._piece(atoms), tangent, forces=forces, stress=stress
         )

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from dlpr.core.models import FeatureMap, Targets
 from dlpr.core.rows import FloatArray, row_factor
-from dlpr.descriptors import Soap
-from dlpr.descriptors.gradients import VOIGT, derivative_rows, has_stress
+from dlpr.descriptors import Descriptor
+from dlpr.descriptors.gradient_batches import VOIGT
+from dlpr.descriptors.gradients import derivative_rows, has_stress
 from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
+from dlpr.stages.force_tasks import force_edges, force_piece, structures_of
 from dlpr.stages.model import open_map
 from dlpr.stages.rows import Run, cut_runs, weights_content
 from dlpr.stages.structures import StructureStore, open_structures
@@ -24,7 +26,7 @@ from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder, digest
 
 PART_NBYTES = 1 << 26
-"""Bytes of rows that one task makes, if it has more than one structure."""
+"""Bytes of rows that one task makes, if it has more than one structure, whole or in part."""
 _TIMES = np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
 """Off-diagonal components of a stress stand for two."""
 LABEL = {"forces": "forces", "stress": "stress", "virial": "stress"}
@@ -32,7 +34,7 @@ LABEL = {"forces": "forces", "stress": "stress", "virial": "stress"}
 
 
 def plan(work: Path, rows: StageFolder, kinds: list[str]) -> StageFolder:
-    """Tasks of whole structures of one part each.
+    """Tasks of structures of one part each; one that is stored by space is cut into several.
 
     Parameters
     ----------
@@ -42,34 +44,22 @@ def plan(work: Path, rows: StageFolder, kinds: list[str]) -> StageFolder:
         "forces", "stress" or both.
     """
     structures = rows.input("structures")
-    store, mapping = open_structures(structures), open_map(rows)
+    store, row_nbytes = open_structures(structures), 8 * sum(open_map(rows).widths)
+    n_rows = 3 * np.diff(store.structure_offset) * ("forces" in kinds) + 6 * ("stress" in kinds)
     settings: Json = {
         "features": rows.settings["features"],
         "map": rows.settings["map"],
         "kinds": kinds,
-        "edges": _edges(store, 8 * sum(mapping.widths), kinds),
+        "edges": force_edges(store, row_nbytes * n_rows, PART_NBYTES),
     }
     if "numerics" in rows.settings:
         settings["numerics"] = rows.settings["numerics"]
     inputs = {"structures": structures, **rows.inputs()}
     same: Json = {name: value for name, value in settings.items() if name != "edges"}
     same["references"] = rows.plan["inputs"].get("references")
-    at = store.structure_offset[np.array(settings["edges"])]
-    contents = store.contents(pairwise(at.tolist()), kinds)
+    contents = store.contents(pairwise(settings["edges"]), kinds)
     tasks = [{"settings": same, "content": content} for content in contents]
     return StageFolder.create(work, "derivatives", settings, inputs, tasks)
-
-
-def _edges(store: StructureStore, row_nbytes: int, kinds: list[str]) -> list[int]:
-    """First structures of tasks, and the number of structures."""
-    parts = np.searchsorted(store.structure_offset, store.part_edges)
-    n_rows = 3 * np.diff(store.structure_offset) * ("forces" in kinds) + 6 * ("stress" in kinds)
-    edges = [0]
-    for stop in parts[1:].tolist():
-        while edges[-1] < stop:
-            size = np.cumsum(n_rows[edges[-1] : stop]) * row_nbytes
-            edges.append(edges[-1] + max(1, int(np.searchsorted(size, PART_NBYTES, "right"))))
-    return edges
 
 
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
@@ -77,31 +67,23 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     settings = folder.settings
     store = open_structures(folder.input("structures"))
     calculator, mapping = open_descriptor(settings["features"]["descriptor"]), open_map(folder)
-    assert isinstance(calculator, Soap)
     found: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
-    first, last = settings["edges"][task : task + 2]
-    for index in range(first, last):
+    start, stop = settings["edges"][task : task + 2]
+    structures = structures_of(store, start, stop)
+    for index in structures:
         group = store.group_names[store.group[index]]
-        piece = store.whole(index)
-        labels = {kind: _labels(store, index, kind) for kind in settings["kinds"]}
+        labels = _labels(store, index, start, stop, settings["kinds"])
         known = {kind: np.isfinite(own) for kind, own in labels.items()}
-        wanted = {kind: bool(own.any()) for kind, own in known.items()}
-        if not any(wanted.values()):
+        wanted = [kind for kind, own in known.items() if own.any()]
+        if not wanted:
             continue
-        rows = derivative_rows(
-            calculator,
-            piece,
-            mapping,
-            forces=wanted.get("forces", False),
-            stress=wanted.get("stress", False),
-        )
-        for kind in (kind for kind in wanted if wanted[kind]):
-            own = known[kind]
-            raw = getattr(rows, kind)
+        rows = _rows(store, index, start, stop, calculator, mapping, wanted)
+        for kind in wanted:
+            own, raw = known[kind], rows.pop(kind)
             piece_of = {
                 "rows": _finished(mapping, raw if own.all() else raw[own]),
                 "y": labels[kind][own],
-                "structure": np.full(int(own.sum()), index - first),
+                "structure": np.full(int(own.sum()), index - structures[0]),
             }
             if kind == "stress":
                 piece_of["times"] = _TIMES[own]
@@ -115,13 +97,42 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     return folder.write_part(task, arrays), {"groups": groups}
 
 
-def _labels(store: StructureStore, index: int, kind: str) -> NDArray[np.float64]:
-    """Forces or stress of a structure, flat; NaN where there is none that can be used."""
-    if kind == "forces":
-        start, stop = store.structure_offset[index : index + 2].tolist()
-        return store.forces(start, stop).ravel()
-    stress: NDArray[np.float64] = store.structure("stress", index)[VOIGT]
-    return stress if has_stress(store.whole(index)) else np.full_like(stress, np.nan)
+def _labels(
+    store: StructureStore, index: int, start: int, stop: int, kinds: list[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Forces on the atoms of a structure that are in a task, and its stress, flat.
+
+    NaN where there is none that can be used. A stress is in the task in which its structure begins.
+    """
+    begin, end = store.structure_offset[index : index + 2].tolist()
+    found = {}
+    if "forces" in kinds:
+        found["forces"] = store.forces(max(start, begin), min(stop, end)).ravel()
+    if "stress" in kinds and begin >= start:
+        stress = store.structure("stress", index)[VOIGT]
+        usable = has_stress(store.whole(index))
+        found["stress"] = stress if usable else np.full_like(stress, np.nan)
+    return found
+
+
+def _rows(
+    store: StructureStore,
+    index: int,
+    start: int,
+    stop: int,
+    calculator: Descriptor,
+    mapping: FeatureMap,
+    kinds: list[str],
+) -> dict[str, FloatArray]:
+    """Rows of a structure by their kind: both together cost less, where it is not cut."""
+    found: dict[str, FloatArray] = {}
+    for some in [[kind] for kind in kinds] if store.is_sorted_by_space(index) else [kinds]:
+        forces, stress = "forces" in some, "stress" in some
+        cutoff = calculator.cutoff
+        piece = force_piece(store, index, start, stop, cutoff) if forces else store.whole(index)
+        rows = derivative_rows(calculator, piece, mapping, forces=forces, stress=stress)
+        found |= {kind: getattr(rows, kind) for kind in some}
+    return found
 
 
 def _finished(mapping: FeatureMap, sums: FloatArray) -> FloatArray:
@@ -150,7 +161,9 @@ class DerivativeStore:
     def __init__(self, folder: StageFolder, kind: str, off_diagonals: str) -> None:
         self._folder, self._kind, self._once = folder, kind, off_diagonals == "once"
         self._structures = open_structures(folder.input("structures"))
-        self._first: list[int] = folder.settings["edges"]
+        edges, offset = folder.settings["edges"], self._structures.structure_offset
+        self._first: list[int] = (np.searchsorted(offset, edges[:-1], side="right") - 1).tolist()
+        self._last: list[int] = (np.searchsorted(offset, edges[1:]) - 1).tolist()
         receipts = folder.receipts()
         self._content = [receipt.content for receipt in receipts]
         self._every: list[dict[str, dict[str, int]]] = [r.facts["groups"] for r in receipts]
@@ -190,7 +203,7 @@ class DerivativeStore:
 
     def contents(self, run: Run) -> list[object]:
         """All that decides the rows of a run, as JSON."""
-        first, last = self._first[run.start], self._first[run.stop] - 1
+        first, last = self._first[run.start], self._last[run.stop - 1]
         weights = weights_content(self._structures, run.group, first, last)
         if self._kind == "virial":  # equal stresses of cells that differ in size
             store, here = self._structures, slice(first, last + 1)
@@ -227,14 +240,6 @@ class DerivativeStore:
             rows, y = part["rows"][own], part["y"][own]
             if len(y):
                 yield Targets(rows, no_atoms[own], y, factor[own], weight[own])
-
-    def _structure(self, task: int, group: str) -> NDArray[np.int64]:
-        """Number of the structure that each row of a group in a task belongs to."""
-        store = open_structures(self._folder.input("structures"))
-        first, last = self._folder.settings["edges"][task : task + 2]
-        own = np.arange(first, last)[store.group[first:last] == store.group_names.index(group)]
-        count = [np.isfinite(_labels(store, index, self._kind)).sum() for index in own.tolist()]
-        return np.repeat(own, count)
 
 
 @lru_cache(maxsize=8)

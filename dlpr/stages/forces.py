@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 
 from dlpr.core.models import FeatureMap
 from dlpr.core.rows import FloatArray
-from dlpr.descriptors import Soap
+from dlpr.descriptors import Descriptor
 from dlpr.descriptors.gradients import derivative_rows
 from dlpr.stages.factor import open_factors
 from dlpr.stages.features import open_descriptor
+from dlpr.stages.force_tasks import TASK_ATOMS, force_edges, force_piece, structures_of
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
-from dlpr.structures.frames import Piece
 from dlpr.structures.spatial import BIN_EDGE, SORTED_FRAME_ATOMS
 
-TASK_ATOMS = 4096
-"""Atoms of a task: whole structures, or a run of those of a large one."""
 SOLVE_ROWS = 1536
 """Rows that are solved at once: more than a tile that is read for them costs."""
 RIGIDITY, FORCES = "environment_pr_forces", "environment_forces"
@@ -44,7 +42,7 @@ def plan(
         "model": {name: model[name] for name in ("rows", "centre_species", "baseline")},
         "numerics": {name: numerics[name] for name in ("threads", "kernel")},
         "solve_rows": SOLVE_ROWS,
-        "edges": _edges(store),
+        "edges": force_edges(store, np.diff(store.structure_offset), TASK_ATOMS),
     }
     order = [SORTED_FRAME_ATOMS, BIN_EDGE]  # of the atoms in a large frame
     same = {name: value for name, value in settings.items() if name != "edges"}
@@ -55,23 +53,6 @@ def plan(
     return StageFolder.create(work, "forces", settings, inputs, tasks)
 
 
-def _edges(store: StructureStore) -> list[int]:
-    """First environments of tasks, and the number of environments; no task crosses a part."""
-    offset = store.structure_offset
-    by_space = np.flatnonzero(np.any(store.over_structures("bin_shape"), axis=1))
-    large = {int(offset[index]): int(offset[index + 1]) for index in by_space}
-    fixed = np.unique([*store.part_edges, *large, *large.values()]).tolist()
-    edges = [0]
-    for start, stop in pairwise(fixed):
-        if start in large:
-            edges += [*range(start + TASK_ATOMS, stop, TASK_ATOMS), stop]
-        while edges[-1] < stop:
-            first = int(np.searchsorted(offset, edges[-1]))
-            last = int(np.searchsorted(offset, edges[-1] + TASK_ATOMS, side="right")) - 1
-            edges.append(min(stop, int(offset[max(last, first + 1)])))
-    return edges
-
-
 def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     """Rows of the forces on the atoms of one task, solved and forgotten some at a time."""
     settings = folder.settings
@@ -79,7 +60,6 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
     store = open_structures(folder.input("structures"))
     fit = open_factors(folder.input("factor")).fit
     calculator = open_descriptor(settings["features"]["descriptor"])
-    assert isinstance(calculator, Soap)
     found: dict[str, list[FloatArray]] = {RIGIDITY: []}
     if fit.weights is not None:
         found[FORCES] = []
@@ -94,23 +74,14 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
 
 
 def _rows(
-    store: StructureStore, soap: Soap, mapping: FeatureMap, start: int, stop: int
+    store: StructureStore, calculator: Descriptor, mapping: FeatureMap, start: int, stop: int
 ) -> Iterator[FloatArray]:
     """Rows of the forces on some atoms, structure by structure."""
-    first, last = (int(store.structure_of(at, at + 1)[0]) for at in (start, stop - 1))
-    for index in range(first, last + 1):
-        piece = _piece(store, index, start, stop, soap.cutoff)
-        found = derivative_rows(soap, piece, mapping, forces=True, stress=False).forces
+    for index in structures_of(store, start, stop):
+        piece = force_piece(store, index, start, stop, calculator.cutoff)
+        found = derivative_rows(calculator, piece, mapping, forces=True, stress=False).forces
         assert found is not None
         yield found
-
-
-def _piece(store: StructureStore, index: int, start: int, stop: int, cutoff: float) -> Piece:
-    """A structure, or the atoms of a large one that belong to a task with all that they move."""
-    if store.is_sorted_by_space(index):
-        (cut,) = store.pieces(start, stop, 2.0 * cutoff)
-        return cut
-    return store.whole(index)
 
 
 def _joined(blocks: Iterator[FloatArray], size: int) -> Iterator[FloatArray]:

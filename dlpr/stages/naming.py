@@ -35,9 +35,7 @@ def task_words(folder: StageFolder, task: int) -> str:
     structures = folder.input("structures")
     store = open_structures(structures)
     edges = task_edges(structures, features)
-    if folder.stage == "derivatives":
-        edges = store.structure_offset[np.array(folder.settings["edges"])]
-    if folder.stage == "forces":
+    if folder.stage in ("derivatives", "forces"):
         edges = np.array(folder.settings["edges"])
     start, stop = edges[task : task + 2].tolist()
     first, last = (int(store.structure_of(at, at + 1)[0]) for at in (start, stop - 1))

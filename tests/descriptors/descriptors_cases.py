@@ -65,6 +65,7 @@ LODE = {
         "radial": {"type": "Gto", "max_radial": 2, "radius": 3.0},
     },
 }
+FAR = {"lode": {**LODE, "exclude": HYPERS["cutoff"]}}
 
 
 def atoms_of(piece):

@@ -1,14 +1,10 @@
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from descriptors_cases import HYPERS, random_piece, turned
+from descriptors_cases import FAR, HYPERS, LODE, RADIAL, random_piece, turned
 
-from dlpr.descriptors import gradient_batches, gradients
+from dlpr.descriptors import Descriptor, descriptor, gradient_batches, gradient_refusal, gradients
 from dlpr.descriptors.gradients import derivative_rows, has_stress
 from dlpr.descriptors.neighbours import Surroundings
 from dlpr.descriptors.soap import Soap
@@ -17,6 +13,17 @@ from dlpr.errors import InputError
 SPECIES = (1, 6, 8)
 SOAPS = {species: Soap(HYPERS, species) for species in [(6,), SPECIES]}
 SOAP = SOAPS[SPECIES]
+NEAR = {"short": {"soap": HYPERS}, "pair": {"radial": RADIAL}}
+SECTIONS = {
+    "soap": {"soap": HYPERS},
+    "radial": {"radial": RADIAL},
+    "lode": {"lode": LODE},
+    "far": FAR,
+    "near": {"parts": NEAR},
+    "parts": {"parts": {**NEAR, "long": FAR}},
+}
+MADE = {kind: descriptor(section, SPECIES) for kind, section in SECTIONS.items()}
+KINDS = {"carbon": SOAPS[(6,)], **MADE}
 OPEN, SLAB = (False, False, False), (True, False, True)
 
 
@@ -24,7 +31,7 @@ OPEN, SLAB = (False, False, False), (True, False, True)
 class Linear:
     """phi(x) = x"""
 
-    soap: Soap
+    soap: Descriptor
 
     @property
     def raw_widths(self):
@@ -122,24 +129,33 @@ CASES = {
 }
 
 
+EVERY = [
+    (case, kind)
+    for case in CASES
+    for kind, made in KINDS.items()
+    if np.isfinite(made.cutoff) or case in ("cell", "images")
+]
+
+
 @pytest.mark.parametrize("model", [Linear, Waves])
-@pytest.mark.parametrize("species", SOAPS)
-@pytest.mark.parametrize("case", CASES)
-def test_forces_are_finite_differences(case, species, model):
-    soap, piece = SOAPS[species], CASES[case](species)
-    rows = derivative_rows(soap, piece, model(soap), forces=True, stress=False)
+@pytest.mark.parametrize(("case", "kind"), EVERY)
+def test_forces_are_finite_differences(case, kind, model):
+    calculator = KINDS[kind]
+    piece = CASES[case](calculator.species)
+    rows = derivative_rows(calculator, piece, model(calculator), forces=True, stress=False)
     assert rows.stress is None
-    close(rows.forces, forces_by_hand(soap, piece, model(soap)), 1e-6)
+    close(rows.forces, forces_by_hand(calculator, piece, model(calculator)), 1e-6)
 
 
 @pytest.mark.parametrize("model", [Linear, Waves])
-@pytest.mark.parametrize("species", SOAPS)
+@pytest.mark.parametrize("kind", ["carbon", "soap", "radial", "near"])
 @pytest.mark.parametrize("case", ["cell", "images"])
-def test_stress_is_a_finite_difference(case, species, model):
-    soap, piece = SOAPS[species], CASES[case](species)
-    rows = derivative_rows(soap, piece, model(soap), forces=False, stress=True)
+def test_stress_is_a_finite_difference(case, kind, model):
+    calculator = KINDS[kind]
+    piece = CASES[case](calculator.species)
+    rows = derivative_rows(calculator, piece, model(calculator), forces=False, stress=True)
     assert rows.forces is None
-    close(rows.stress, stress_by_hand(soap, piece, model(soap)), 1e-6)
+    close(rows.stress, stress_by_hand(calculator, piece, model(calculator)), 1e-6)
 
 
 def test_a_left_handed_cell_has_the_same_stress():
@@ -151,9 +167,11 @@ def test_a_left_handed_cell_has_the_same_stress():
     close(other.stress, one.stress, 1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_forces_of_all_atoms_add_up_to_nothing(case):
-    rows = derivative_rows(SOAP, CASES[case](SPECIES), Waves(SOAP), forces=True, stress=False)
+@pytest.mark.parametrize(("case", "kind"), EVERY)
+def test_forces_of_all_atoms_add_up_to_nothing(case, kind):
+    calculator = KINDS[kind]
+    piece, model = CASES[case](calculator.species), Waves(calculator)
+    rows = derivative_rows(calculator, piece, model, forces=True, stress=False)
     total = rows.forces.reshape(-1, 3, rows.forces.shape[1]).sum(axis=0)
     assert np.abs(rows.forces).max() > 0.1
     assert np.abs(total).max() < 1e-12 * np.abs(rows.forces).max()
@@ -174,35 +192,62 @@ def test_a_supercell_has_the_rows_of_its_cell():
     close(two.stress, one.stress, 1e-11)
 
 
-@pytest.mark.parametrize("limits", [(1, 1), (1, 2**14), (2**17, 1), (2**17, 2**14)])
-def test_rows_do_not_depend_on_the_memory_allowed(limits, monkeypatch):
-    piece = random_piece(9, SPECIES, 5)
+@pytest.mark.parametrize("kind", ["soap", "parts"])
+@pytest.mark.parametrize("strip", [1, 2**14])
+@pytest.mark.parametrize("centres", [1, 3])
+def test_rows_do_not_depend_on_the_memory_allowed(centres, strip, kind, monkeypatch):
+    piece, calculator = random_piece(9, SPECIES, 5), MADE[kind]
+    wanted = {"forces": True, "stress": calculator.lacks("stress") is None}
 
     def rows():
-        found = derivative_rows(SOAP, piece, Waves(SOAP), forces=True, stress=True)
-        return np.concatenate([found.forces, found.stress])
+        found = derivative_rows(calculator, piece, Waves(calculator), **wanted)
+        return np.concatenate([found.forces, found.stress] if wanted["stress"] else [found.forces])
 
     whole = rows()
-    monkeypatch.setattr(gradient_batches, "GRADIENT_NBYTES", limits[0])
-    monkeypatch.setattr(gradients, "STRIP_NBYTES", limits[1])
-    cuts = gradient_batches.gradient_batches(SOAP, piece, np.arange(9), forces=True, stress=True)
-    batches = list(cuts)
-    assert 1 < len(batches) <= 9
-    assert (len(batches) == 9) == (limits[0] == 1)
+    found = calculator.gradients(piece, np.arange(9), **wanted)
+    limit = 1 if centres == 1 else centres * found.nbytes(0, 9).max()
+    monkeypatch.setattr(gradient_batches, "GRADIENT_NBYTES", limit)
+    monkeypatch.setattr(gradients, "STRIP_NBYTES", strip)
+    batches = np.diff(list(gradient_batches.gradient_batches(found, 9)))
+    assert batches.sum() == 9
+    assert centres <= batches[0] < 9
+    assert (batches == 1).all() == (centres == 1)
     cut = rows()
     close(cut, whole, 1e-12)
     np.testing.assert_array_equal(rows(), cut)
 
 
-def test_neighbours_searched_run_by_run_give_the_same_rows(monkeypatch):
-    piece = random_piece(9, SPECIES, 5)
-    whole = derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+@pytest.mark.parametrize("kind", MADE)
+def test_centres_run_by_run_give_the_same_rows(kind, monkeypatch):
+    piece, model = random_piece(9, SPECIES, 5), Linear(MADE[kind])
+    whole = derivative_rows(MADE[kind], piece, model, forces=True, stress=False)
     monkeypatch.setattr(gradient_batches, "BATCH", 4)
-    close(
-        derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False).forces,
-        whole.forces,
-        1e-12,
+    cut = derivative_rows(MADE[kind], piece, model, forces=True, stress=False)
+    close(cut.forces, whole.forces, 1e-12)
+
+
+def test_rows_of_parts_are_those_of_each():
+    parts = MADE["parts"]
+    piece = CASES["cell"](SPECIES)
+    whole = derivative_rows(parts, piece, Linear(parts), forces=True, stress=False).forces
+    whole = whole.reshape(len(whole), len(SPECIES), -1)
+    together, *each = (
+        one.gradients(piece, np.arange(6), forces=True, stress=False).nbytes(0, 6)
+        for one in (parts, *parts.parts.values())
     )
+    np.testing.assert_allclose(together, np.sum(each, axis=0))
+    for name, columns in parts.components.items():
+        one = parts.parts[name]
+        alone = derivative_rows(one, piece, Linear(one), forces=True, stress=False).forces
+        close(whole[:, :, columns], alone.reshape(len(alone), len(SPECIES), -1), 1e-12)
+
+
+def test_what_has_no_derivatives_says_why_and_what_has():
+    assert gradient_refusal(MADE["lode"], "forces") is None
+    assert gradient_refusal(MADE["near"], "stress") is None
+    said = gradient_refusal(MADE["parts"], "stress")
+    assert "by strain, and there are none (descriptor.parts.long.lode: featomic diff" in said
+    assert "; soap and radial have them" in said
 
 
 def test_forces_and_stress_together_are_those_alone():
@@ -226,14 +271,14 @@ def test_species_that_are_absent_have_rows_of_zeros():
     assert not rows.stress[:, ~own].any()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_forces_on_some_atoms_are_those_of_all(case):
-    piece = CASES[case](SPECIES)
-    whole = derivative_rows(SOAP, piece, Waves(SOAP), forces=True, stress=False).forces
+@pytest.mark.parametrize(("case", "kind"), EVERY)
+def test_forces_on_some_atoms_are_those_of_all(case, kind):
+    calculator = KINDS[kind]
+    piece, model = CASES[case](calculator.species), Waves(calculator)
+    whole = derivative_rows(calculator, piece, model, forces=True, stress=False).forces
     some = np.array([3, 0])
-    found = derivative_rows(
-        SOAP, replace(piece, centre=some), Waves(SOAP), forces=True, stress=False
-    )
+    cut = replace(piece, centre=some)
+    found = derivative_rows(calculator, cut, model, forces=True, stress=False)
     close(found.forces.reshape(2, 3, -1), whole.reshape(-1, 3, whole.shape[1])[some], 1e-12)
 
 
@@ -271,10 +316,15 @@ def test_only_periodic_structures_have_a_stress(pbc):
             derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=True)
 
 
-def test_what_soap_refuses_is_refused():
-    piece = random_piece(3, [14], 1, OPEN)
+@pytest.mark.parametrize("kind", MADE)
+def test_what_a_descriptor_refuses_is_refused(kind):
+    made = MADE[kind]
     with pytest.raises(InputError, match="14"):
-        derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
+        derivative_rows(made, random_piece(3, [14], 1), Linear(made), forces=True, stress=False)
+    if not np.isfinite(made.cutoff):
+        piece = random_piece(3, SPECIES, 1, SLAB)
+        with pytest.raises(InputError, match="periodic along 2 of its axes; LODE"):
+            derivative_rows(made, piece, Linear(made), forces=True, stress=False)
 
 
 def test_atoms_that_coincide_are_named():
@@ -286,60 +336,3 @@ def test_atoms_that_coincide_are_named():
         derivative_rows(SOAP, piece, Linear(SOAP), forces=True, stress=False)
     with np.errstate(invalid="ignore"), pytest.raises(InputError, match="strain are not finite"):
         derivative_rows(SOAP, piece, Linear(SOAP), forces=False, stress=True)
-
-
-MEMORY = """
-import sys
-from pathlib import Path
-from descriptors_cases import HYPERS, random_piece
-from test_descriptors_gradients import Linear
-from dlpr.descriptors.gradients import derivative_nbytes, derivative_rows
-from dlpr.descriptors.soap import Soap
-
-def read(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-n_atoms, max_angular, calls = map(int, sys.argv[1:])
-radial = {"type": "Gto", "max_radial": max_angular}
-hypers = {**HYPERS, "basis": {**HYPERS["basis"], "max_angular": max_angular, "radial": radial}}
-soap = Soap(hypers, [6])
-model = Linear(soap)
-piece = random_piece(n_atoms, [6], 1, density=0.3)
-for _ in range(20):
-    first = piece if calls > 1 else random_piece(3, [6], 0)
-    derivative_rows(soap, first, model, forces=True, stress=True)
-before = read("VmRSS")
-for _ in range(calls):
-    rows = derivative_rows(soap, piece, model, forces=True, stress=True)
-promised = derivative_nbytes(soap, n_atoms, 60, model.raw_widths, forces=True, stress=True)
-print((read("VmRSS") if calls > 1 else read("VmHWM")) - before, promised, rows.forces.nbytes)
-"""
-
-
-def run_alone(*arguments):
-    folder = str(Path(__file__).parent)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([folder, *sys.path]))
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return map(int, done.stdout.split())
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-
-
-@needs_proc
-def test_memory_stays_within_the_promise():
-    used, promised, returned = run_alone(60, 8, 1)
-    assert returned < used <= promised < 4 * used
-
-
-@needs_proc
-def test_calls_leave_no_memory_behind():
-    growth, _, _ = run_alone(24, 1, 50)
-    assert growth < 2**19

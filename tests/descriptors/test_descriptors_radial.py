@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from metatensor import Labels
 from scipy.spatial.transform import Rotation
 
-from dlpr.descriptors import RadialSpectrum, descriptor
-from dlpr.descriptors import radial_spectrum as module
+from dlpr.descriptors import RadialSpectrum, descriptor, near_kind
 from dlpr.errors import InputError, JobError
 
 SPECIES = (1, 6, 8)
@@ -71,7 +70,7 @@ def test_no_bit_depends_on_what_else_is_in_the_call(sizes, seed, batch):
     alone = np.concatenate([RADIAL_SPECTRUM.compute([piece]) for piece in pieces])
     np.testing.assert_array_equal(alone, expected)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH", batch)
+        patch.setattr(near_kind, "BATCH", batch)
         np.testing.assert_array_equal(RADIAL_SPECTRUM.compute(pieces), expected)
     last = replace(pieces[-1], centre=np.array([len(pieces[-1].species) - 1]))
     np.testing.assert_array_equal(RADIAL_SPECTRUM.compute([last])[0], expected[-1])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from dlpr.descriptors import soap as soap_module
+from dlpr.descriptors import near_kind
 from dlpr.descriptors.soap import Soap
 from dlpr.errors import InputError, JobError
 from dlpr.structures.frames import Piece
@@ -84,7 +84,7 @@ def test_batching_changes_no_bit(sizes, seed, batch):
     pieces = [random_piece(n, SPECIES, seed + i) for i, n in enumerate(sizes)]
     alone = [SOAP.compute([piece]) for piece in pieces]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soap_module, "BATCH", batch)
+        patch.setattr(near_kind, "BATCH", batch)
         together = SOAP.compute(pieces)
     assert together.shape == (sum(sizes), SOAP.n_features)
     np.testing.assert_array_equal(together, np.concatenate(alone))

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import sph_harm_y
 
+from dlpr.descriptors import near_kind
 from dlpr.descriptors import radial as radial_module
-from dlpr.descriptors import soap as soap_module
 from dlpr.descriptors import spectrum as spectrum_module
 from dlpr.descriptors.harmonics import spherical_harmonics
 from dlpr.descriptors.native import RadialFunctions
@@ -102,7 +102,7 @@ def test_no_bit_depends_on_what_is_computed_side_by_side(sizes, seed, batch, wid
     soap = Soap(HYPERS, SPECIES)
     expected = soap.compute(pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soap_module, "BATCH", batch)
+        patch.setattr(near_kind, "BATCH", batch)
         patch.setattr(spectrum_module, "WIDTH", 8 * width)
         patch.setattr(spectrum_module, "SLOTS", slots)
         np.testing.assert_array_equal(soap.compute(pieces), expected)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import featomic
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from descriptors_cases import LODE, RADIAL, in_order
+from featomic.clebsch_gordan import PowerSpectrum
+from metatensor import Labels
 from pipeline_cases import TINY, Outcome, crystals, full_features, make_job, run
 from scipy.linalg import qr, solve_triangular
 
@@ -63,16 +68,57 @@ def done(data: Path, output: str, **settings: Any) -> Outcome:
     return run(job)
 
 
+FAR = {**LODE, "basis": {**LODE["basis"], "max_angular": 1}}
+PARTS = {"far": {"lode": FAR}, "pair": {"radial": RADIAL}, "short": {"soap": TINY}}
+NEAR = {name: PARTS[name] for name in ("pair", "short")}
+
+
+def tiny_soap(frames: list[Atoms]) -> Array:
+    """Features of the descriptor that runs have here unless they are told another."""
+    return full_features(frames, SPECIES, TINY)
+
+
+def radial(frames: list[Atoms]) -> Array:
+    """featomic's radial spectrum."""
+    found = featomic.SoapRadialSpectrum(**RADIAL).compute(frames).keys_to_samples("center_type")
+    neighbours = Labels(["neighbor_type"], np.array(SPECIES, np.int32)[:, None])
+    values: Array = in_order(found.keys_to_properties(neighbours))[0]
+    return values
+
+
+def lode(frames: list[Atoms]) -> Array:
+    """The power spectrum of featomic's LODE, every pair of species in both orders."""
+    calculator = featomic.LodeSphericalExpansion(**FAR)
+    found = PowerSpectrum(calculator, neighbor_types=SPECIES).compute(frames)
+    values: Array = in_order(found.keys_to_samples("center_type"))[0]
+    return values
+
+
+def near(frames: list[Atoms]) -> Array:
+    """Features of `NEAR`."""
+    return np.hstack([radial(frames), tiny_soap(frames)])
+
+
+def parts(frames: list[Atoms]) -> Array:
+    """Features of `PARTS`."""
+    return np.hstack([lode(frames), near(frames)])
+
+
 class Plain:
     """A model by NumPy and SciPy: derivatives by differences, everything in memory."""
 
-    def __init__(self, references: dict[int, Array] | None, constant: float = 0.0) -> None:
+    def __init__(
+        self,
+        references: dict[int, Array] | None,
+        constant: float = 0.0,
+        features: Callable[[list[Atoms]], Array] = tiny_soap,
+    ) -> None:
         """References by species, of a kernel of unit vectors with zeta 2; None: linear."""
-        self.references, self.constant = references, constant
+        self.references, self.constant, self.features = references, constant, features
 
     def phi(self, frames: list[Atoms]) -> Array:
         """Rows of environments: a block for each species, energies of atoms behind each."""
-        features = full_features(frames, SPECIES, TINY)
+        features = self.features(frames)
         number = np.concatenate([atoms.numbers for atoms in frames])
         blocks = []
         for z in SPECIES:
@@ -94,31 +140,32 @@ class Plain:
     def total(self, atoms: Atoms) -> Array:
         return self.phi([atoms]).sum(axis=0)
 
+    def _differences(self, frames: list[Atoms]) -> Array:
+        """Derivatives of sums, each from a frame with a step forth and one with a step back."""
+        sums = self.phi(frames).reshape(len(frames), len(frames[0]), -1).sum(axis=1)
+        return (sums[::2] - sums[1::2]) / (2 * STEP)
+
     def forces(self, atoms: Atoms) -> Array:
-        rows = []
+        frames = []
         for j in range(len(atoms)):
             for a in range(3):
-                sides = []
                 for step in (STEP, -STEP):
                     moved = atoms.copy()
                     moved.positions[j, a] += step
-                    sides.append(self.total(moved))
-                rows.append((sides[1] - sides[0]) / (2 * STEP))
-        return np.array(rows)
+                    frames.append(moved)
+        return -self._differences(frames)
 
     def stress(self, atoms: Atoms) -> Array:
-        rows = []
+        frames = []
         for a, b in VOIGT:
-            sides = []
             for step in (STEP, -STEP):
                 strain = np.eye(3)
                 strain[a, b] += step / 2
                 strain[b, a] += step / 2
                 moved = atoms.copy()
                 moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-                sides.append(self.total(moved))
-            rows.append((sides[0] - sides[1]) / (2 * STEP * atoms.get_volume()))
-        return np.array(rows)
+                frames.append(moved)
+        return self._differences(frames) / atoms.get_volume()
 
     def loss_rows(self, frames: list[Atoms], loss: dict[str, float]) -> tuple[Array, Array]:
         """All rows times the roots of their weights, and their targets."""
@@ -165,8 +212,10 @@ class Plain:
             np.testing.assert_allclose(arrays["structure_energy"], total, **close)
 
 
-def chosen(found: Outcome, data: Path) -> dict[int, Array]:
+def chosen(
+    found: Outcome, data: Path, of: Callable[[list[Atoms]], Array] = tiny_soap
+) -> dict[int, Array]:
     """The features of the references that a run chose."""
-    features = full_features(load(data, "train"), SPECIES, TINY)
+    features = of(load(data, "train"))
     part = found.used["references"].read_part(0)
     return {z: features[part[f"environment_{k}"]] for k, z in enumerate(SPECIES)}

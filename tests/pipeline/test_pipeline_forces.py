@@ -11,27 +11,53 @@ import numpy as np
 import pytest
 import yaml
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from click.testing import CliRunner
-from models_cases import KERNEL, LINEAR, MU, SPECIES, Plain, chosen, data, done, load
+from descriptors_cases import RADIAL
+from models_cases import (
+    FAR,
+    KERNEL,
+    LINEAR,
+    MU,
+    NEAR,
+    PARTS,
+    SPECIES,
+    Plain,
+    chosen,
+    data,
+    done,
+    load,
+    lode,
+    near,
+    parts,
+    radial,
+    tiny_soap,
+)
 from pipeline_cases import TINY, assert_same_bits, gas, make_job, run
 from scipy.linalg import qr, solve_triangular
 
 from dlpr.cli import cli
 from dlpr.descriptors import descriptor
 from dlpr.descriptors.gradients import derivative_rows
+from dlpr.engine import memory
 from dlpr.engine.check import check_job
 from dlpr.engine.executors import Note, WorkExecutor
+from dlpr.engine.promise import task_nbytes
 from dlpr.errors import JobError
 from dlpr.exports import export
+from dlpr.stages import force_tasks
 from dlpr.stages import forces as forces_stage
 from dlpr.stages.factor import open_factors
+from dlpr.stages.naming import task_words
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import Receipt, StageFolder
+from dlpr.structures import ingest as frames_module
 
 __all__ = ["data"]
 LOSS = {"energy": 1.0, "forces": 0.3}
 COMPOSITION = {"composition": {"regularizer": MU / 0.25}}
+STRESS = {**LOSS, "stress": 0.5}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"linear": LINEAR}, {"loss": LOSS}),
     "energies": ({"linear": LINEAR}, {}),
@@ -42,7 +68,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dual": ({"linear": LINEAR}, {"solver": "dual"}),
     "kernel": ({"kernel": KERNEL}, {"loss": LOSS}),
+    "radial": ({"linear": LINEAR}, {"loss": STRESS, "descriptor": {"radial": RADIAL}}),
+    "near": ({"kernel": KERNEL}, {"loss": STRESS, "descriptor": {"parts": NEAR}}),
+    "lode": ({"kernel": KERNEL}, {"loss": LOSS, "descriptor": {"lode": FAR}}),
+    "parts": ({"linear": LINEAR}, {"loss": LOSS, "descriptor": {"parts": PARTS}}),
 }
+FEATURES = {"radial": radial, "near": near, "lode": lode, "parts": parts}
+"""featomic's own, for the cases without SOAP alone."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -50,7 +82,9 @@ def test_rigidities_and_forces_are_those_of_plain_numpy(data: Path, case: str) -
     model, settings = CASES[case]
     found = done(data, f"forces-{case}", model=model, test_forces=True, **settings)
     constant = 0.5 if case in ("composition", "tiles") else 0.0
-    plain = Plain(chosen(found, data) if case == "kernel" else None, constant)
+    features = FEATURES.get(case, tiny_soap)
+    references = chosen(found, data, features) if "kernel" in model else None
+    plain = Plain(references, constant, features)
     rows, targets = plain.loss_rows(load(data, "train"), settings.get("loss", {}))
     stacked = np.vstack([rows, np.sqrt(MU) * np.eye(rows.shape[1])])
     q, triangle = qr(stacked, mode="economic")
@@ -77,7 +111,7 @@ def test_a_structure_of_any_size_is_cut(data: Path, monkeypatch: pytest.MonkeyPa
     write(data / "large.xyz", frames, format="extxyz")
     sets = {"large": {"files": "large.xyz"}}
     settings = {"hypers": TINY, "linear": LINEAR, "loss": LOSS, "test_forces": True}
-    monkeypatch.setattr(forces_stage, "TASK_ATOMS", 1500)
+    monkeypatch.setattr(force_tasks, "TASK_ATOMS", 1500)
     found = run(make_job(data, "train.xyz", sets, output="large", **settings))
     folder = found.used["forces of large"]
     sizes = np.diff(folder.settings["edges"])
@@ -95,6 +129,49 @@ def test_a_structure_of_any_size_is_cut(data: Path, monkeypatch: pytest.MonkeyPa
         expected = values.reshape(-1, 3)[order]
         close = {"rtol": 1e-8, "atol": 1e-10 * np.median(np.abs(expected))}
         np.testing.assert_allclose(found.sets["large"][name][sizes[0] :], expected, **close)
+
+
+@pytest.mark.parametrize("section", [{"soap": TINY}, {"parts": PARTS}], ids=["soap", "parts"])
+def test_a_training_frame_of_any_size_is_cut(
+    data: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+) -> None:
+    """Its forces are rows of several tasks, its stress of the first; the fit is that of the whole.
+
+    Nothing that is to be read at once grows with the frame.
+    """
+    large = gas(70, ("Ga", "As"), 3)
+    rng = np.random.default_rng(0)
+    labels = {"forces": rng.normal(size=(70, 3)), "stress": rng.normal(size=6)}
+    large.calc = SinglePointCalculator(large, energy=large.info.pop("energy"), **labels)
+    large.info["config_type"] = "odd"
+    small = load(data, "train")
+    write(data / "cut.xyz", [*small[:5], large, *small[5:]], format="extxyz")
+    train = {"files": "cut.xyz", "group_by": "config_type"}
+    loss = {"energy": 1.0, "forces": 0.3}
+    if "soap" in section:
+        loss |= {"stress": 0.5, "virial": 0.01}
+    settings = {"descriptor": section, "model": {"kernel": KERNEL}, "loss": loss}
+    output = f"cut-{min(section)}"
+    whole = run(make_job(data, train, output=f"{output}-whole", **settings))
+    monkeypatch.setattr(frames_module, "SORTED_FRAME_ATOMS", 50)
+    monkeypatch.setattr(force_tasks, "TASK_ATOMS", 30)
+    found = run(make_job(data, train, output=output, **settings))
+    folder = next(folder for role, folder in found.used.items() if role.startswith("rows of"))
+    before = sum(map(len, small[:5]))
+    edges = [0, before, before + 30, before + 60, before + 70]
+    assert folder.settings["edges"] == [*edges, sum(map(len, small)) + 70]
+    groups = [receipt.facts["groups"] for receipt in folder.receipts()]
+    assert [one["forces"]["odd"] for one in groups[1:4]] == [90, 90, 30]
+    assert [len(one.get("stress", {})) for one in groups[1:4]] == [len(loss) // 4, 0, 0]
+    assert found.facts["n_rows"] == whole.facts["n_rows"]
+    for name in ("environment_lpr", "environment_energy", "structure_pr"):
+        one, other = (outcome.sets["train"][name] for outcome in (found, whole))
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9 * np.abs(other).max())
+    monkeypatch.setattr(memory, "ROWS_NBYTES", 0)
+    sizes = [task_nbytes(outcome.used["hessian"]) for outcome in (found, whole)]
+    assert sizes[1] - sizes[0] >= 3 * 8 * 3 * (70 - 30) * 10  # three parts of so many columns
+    words = task_words(folder, 2)
+    assert f"environments {before + 30} to {before + 59}: frames 5 to 5 of" in words
 
 
 class Backwards(WorkExecutor):
@@ -170,9 +247,27 @@ def test_exported_and_planned(data: Path) -> None:
     assert "forces" in frames[1].calc.results  # the labels keep their name
 
 
-def test_refused_without_gradients(data: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        ({"lode": FAR}, {"loss": {"stress": 1.0}}, r"loss.stress .* strain, .*\(descriptor.lode: "),
+        (
+            {"parts": PARTS},
+            {"loss": {"virial": 1.0}},
+            r"\(descriptor.parts.far.lode: .*; soap and radial have .* leave loss.virial out",
+        ),
+        (
+            {"features": {"train": "train.npy"}},
+            {"test_forces": True},
+            r"test_forces .* positions .*descriptor.features: .*; soap, radial and lode have them",
+        ),
+        ({"python": {"call": "math:sin"}}, {"loss": {"forces": 1.0}}, r"\(descriptor.python: "),
+    ],
+    ids=["lode", "parts", "features", "python"],
+)
+def test_what_a_descriptor_lacks_is_refused_beforehand(
+    data: Path, section: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
     np.save(data / "train.npy", np.ones((sum(map(len, load(data, "train"))), 3)))
-    rows = {"features": {"train": "train.npy"}}
-    job = make_job(data, descriptor=rows, test_forces=True)
-    with pytest.raises(JobError, match=r"test_forces needs gradients.*descriptor\.features"):
-        check_job(job)
+    with pytest.raises(JobError, match=message):
+        check_job(make_job(data, descriptor=section, **settings))
