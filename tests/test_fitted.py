@@ -237,7 +237,7 @@ def test_a_saved_model_predicts_the_same_bits(done: Done, tmp_path: Path) -> Non
         one = done.model.predict(atoms, forces=True, stress=stress)
         other = again.predict(atoms, forces=True, stress=stress)
         for field in fields(Prediction):
-            np.testing.assert_array_equal(
+            np.testing.assert_equal(
                 getattr(one, field.name), getattr(other, field.name), field.name
             )
     second = write_model(again, tmp_path / "second")

@@ -40,10 +40,8 @@ from dlpr.store.files import (
 )
 
 FORMAT_VERSION = 5
-"""Version of everything dlpr writes, down to its bits: a change of either makes new plans.
-
-A store of a newer version is refused.
-"""
+"""Version of everything dlpr writes, down to its bits: a change of either makes new plans. A
+store of a newer version is refused."""
 
 _DIGEST_LENGTH = 16
 KEYS = "keys.json"
@@ -144,8 +142,7 @@ class StageFolder:
         }
         folder = cls(work / f"{stage}-{digest(plan)[:_DIGEST_LENGTH]}")
         plan["places"] = {name: one.path.name for name, one in inputs.items()}
-        recorded = read_json(folder.path / "plan.json")
-        is_new = canonical_json(recorded) != canonical_json(plan)
+        is_new = canonical_json(read_json(folder.path / "plan.json")) != canonical_json(plan)
         if not dry and (is_new or folder._keys() != keys):
             with explained(folder.path):
                 make_folder(folder.path / "receipts")
@@ -197,8 +194,6 @@ class StageFolder:
         """All stages that it reads, by name."""
         return {name: self.input(name) for name in self.plan["inputs"]}
 
-    # receipts -----------------------------------------------------------------------------
-
     def _receipt_path(self, task: int) -> Path:
         return self.path / "receipts" / f"{task:06d}.json"
 
@@ -231,22 +226,23 @@ class StageFolder:
         """All receipts of a finished stage, in task order."""
         if self._whole is not None:
             return self._whole
-        look_again(self.path / "receipts")
-        found = [self.receipt(task) for task in range(self.n_tasks)]
-        lacking = [task for task, receipt in enumerate(found) if receipt is None]
+        lacking = self.missing()
         if lacking:
             raise StoreError(
                 f"{self.path}: {len(lacking)} of {self.n_tasks} tasks have no valid receipt "
                 f"(the first is {lacking[0]}). Run `dlpr run` again to finish them."
             )
-        return [receipt for receipt in found if receipt is not None]
+        return [self._known[task][1] for task in range(self.n_tasks)]
 
     def facts(self, task: int) -> Json:
         """Facts of a task of a finished stage, without a look at the others."""
-        receipt = self.receipt(task) if self._whole is None else self._whole[task]
+        return (self._done(task) if self._whole is None else self._whole[task]).facts
+
+    def _done(self, task: int) -> Receipt:
+        receipt = self.receipt(task)
         if receipt is None:
-            raise self.corrupt(task, self._receipt_path(task).name, "it has no valid receipt")
-        return receipt.facts
+            raise self.corrupt(task, self._part_name(task), "it has no valid receipt")
+        return receipt
 
     def missing(self) -> list[int]:
         """Tasks without a valid receipt."""
@@ -346,9 +342,7 @@ class StageFolder:
         """
         wanted = None if names is None else tuple(names)
         name = self._part_name(task)
-        receipt = self.receipt(task)
-        if receipt is None:
-            raise self.corrupt(task, name, "it has no valid receipt")
+        receipt = self._done(task)
         try:
             return read_arrays(self.path / name, receipt.files[name][1], wanted)
         except (OSError, ValueError) as error:
