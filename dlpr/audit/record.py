@@ -87,6 +87,9 @@ class CheckRecord(_Part):
     unit: str = ""
     expected: str = Field(description="such as '>= 10' or 'at least 0.8 of the last audit'")
     found: float | None = Field(description="None: there is nothing to measure")
+    bound: float | None = Field(
+        default=None, description="what `found` is held against, as a number; drawn as a line"
+    )
     baseline: float | None = None
     verdict: Verdict
     meaning: str = Field(description="one sentence: what it says, and what to do")
