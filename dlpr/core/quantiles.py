@@ -117,8 +117,12 @@ class QuantileSketch:
         if rank == 1 or rank <= self.n_zero:
             return self.minimum
         place = int(np.searchsorted(np.cumsum(self.bin_count), rank - self.n_zero))
-        lower, upper = (
-            np.array([self.bin_index[place], self.bin_index[place] + 1]) << _SHIFT
-        ).view(np.float64)
-        middle = lower + 0.5 * (min(upper, np.finfo(np.float64).max) - lower)
+        middle = bin_middle(self.bin_index[place : place + 1])[0]
         return float(np.clip(middle, self.minimum, self.maximum))
+
+
+def bin_middle(index: NDArray[np.int64]) -> FloatArray:
+    """The middle of each bin, (n,)."""
+    lower, upper = (np.stack([index, index + 1]) << _SHIFT).view(np.float64)
+    middle: FloatArray = lower + 0.5 * (np.minimum(upper, np.finfo(np.float64).max) - lower)
+    return middle
