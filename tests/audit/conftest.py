@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from dlpr import api
 from dlpr.engine.executors import WorkExecutor
 
 
-@pytest.fixture
-def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def serial() -> Iterator[None]:
     """Tasks are done here, one after another; the outputs need not outlive the machine."""
 
     def here(*_: Any) -> WorkExecutor:
         return WorkExecutor(0)
 
-    monkeypatch.setattr(api, "ClusterExecutor", here)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "ClusterExecutor", here)
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture

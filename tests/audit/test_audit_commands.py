@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from audit_cases import Nights, crystals
 
 from dlpr import cli
@@ -135,14 +132,3 @@ def test_init_writes_a_file_that_can_be_run(terminal: Terminal) -> None:
     code, _, err = terminal.says("init", "hot.xyz", "--to", "new.yaml")
     assert code == 2
     assert "there already" in err
-
-
-def test_a_night_on_workers_of_its_own(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    nights = Nights(tmp_path)
-    nights.save()
-    code, _, err = Terminal(nights, monkeypatch, capsys).says("run")
-    assert (code, err) == (0, "")
-    (audit,) = History(nights.spec().folder).audits()
-    audit.verify()
-    assert yaml.safe_load((audit.path / "audit.yaml").read_text()) == nights.spec().resolved()
-    assert json.loads((audit.path / "audit.json").read_text())["verdict"] == "pass"
