@@ -200,11 +200,13 @@ class History:
             yield
 
     def new_name(self) -> str:
-        """When an audit begins, UTC; unlike all that are there, and after them."""
+        """When an audit begins, UTC; behind all that are there, whatever the clock says."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-        taken = {audit.name for audit in self.audits()}
-        names = [now, *(f"{now}-{k}" for k in range(2, len(taken) + 3))]
-        return next(name for name in names if name not in taken)
+        last = max((audit.name for audit in self.audits()), default="")
+        if now > last:
+            return now
+        second, _, count = last.partition("Z")
+        return f"{second}Z-{int(count[1:] or 1) + 1:03d}"
 
     @contextmanager
     def publishing(self, name: str, result: StageFolder) -> Iterator[Path]:

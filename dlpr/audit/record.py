@@ -57,7 +57,10 @@ class SetRecord(_Part):
     n_changed_files: int
     n_structures: int
     n_environments: int
-    groups: list[GroupRecord] = Field(description="that of all groups and species first")
+    groups: list[GroupRecord] = Field(
+        description="that of all groups and species first; counts alone of a training set that is "
+        "no test set, too"
+    )
     errors: list[ErrorRecord] = []
 
 

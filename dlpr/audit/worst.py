@@ -87,7 +87,7 @@ class Environments:
             Those of one group, or one atomic number.
         """
         best, place = np.empty(0), np.empty(0, np.int64)
-        for start, chunk in self.chunks():
+        for start, chunk in self.chunks() if n else ():
             values = np.array(score(chunk), np.float64)
             at = np.arange(start, start + len(values))
             if species is not None:
@@ -95,7 +95,7 @@ class Environments:
             if group is not None:
                 own = self.groups.index(group) if group in self.groups else -1
                 values[self.number[self.structure_of(at)] != own] = np.inf
-            keep = np.flatnonzero(values < np.inf)
+            keep = np.flatnonzero(values < (best[-1] if len(best) == n else np.inf))
             best = np.concatenate([best, values[keep]])
             place = np.concatenate([place, at[keep]])
             order = np.argsort(best, kind="stable")[:n]

@@ -95,6 +95,7 @@ def init(files: tuple[str, ...], to: Path) -> None:
 @_FILE
 def check(audit: Path) -> None:
     """Say whether AUDIT can be used and its structure files are there; computes nothing."""
+    from dlpr.audit.history import History
     from dlpr.audit.spec import POOL, AuditSpec
     from dlpr.engine.check import check_job
     from dlpr.job import SetSpec
@@ -107,7 +108,10 @@ def check(audit: Path) -> None:
     for name, one in sets.items():
         if isinstance(one, SetSpec):
             click.echo(f"{name}: {len(expand(one.files, spec.base))} files")
-    click.echo(f"{len(spec.checks)} checks; history: {spec.folder}")
+    baselines = [audit.name for audit in History(spec.folder).baseline(spec.baseline)]
+    click.echo(
+        f"{len(spec.checks)} checks against {', '.join(baselines) or 'no earlier audit yet'}"
+    )
 
 
 @audit.command("list", epilog="Example:  dlpr audit list --audit AUDIT.yaml")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
+from dlpr import api
+from dlpr.audit import flagged, page
 from dlpr.audit.night import run_audit
 from dlpr.audit.record import AuditRecord, CheckRecord
 from dlpr.audit.spec import AuditSpec
+from dlpr.engine.executors import WorkExecutor
 
 SOAP: dict[str, Any] = {
     "cutoff": {"radius": 3.0, "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
@@ -90,6 +95,33 @@ class Nights:
     def run(self, **other: Any) -> AuditRecord:
         """One night."""
         return run_audit(self.spec(**other))
+
+
+def shorten(patch: pytest.MonkeyPatch, fsync: Callable[[int], None]) -> None:
+    """Have nights in this process, without Dask, and without pages, which have their own tests.
+
+    Parameters
+    ----------
+    patch : MonkeyPatch
+    fsync : callable
+        In place of the system's.
+    """
+
+    def here(*_: Any) -> WorkExecutor:
+        return WorkExecutor(0)
+
+    def write_page(record: AuditRecord, folder: Path) -> Path:
+        path = folder / "index.html"
+        path.write_text(record.title)
+        return path
+
+    def write_flagged(*_: Any) -> list[Path]:
+        return []
+
+    patch.setattr(api, "ClusterExecutor", here)
+    patch.setattr(os, "fsync", fsync)
+    patch.setattr(page, "write_page", write_page)
+    patch.setattr(flagged, "write_flagged", write_flagged)
 
 
 def alarms(record: AuditRecord) -> dict[tuple[str, str], CheckRecord]:

@@ -1,29 +1,19 @@
-"""Nights in this process, without Dask."""
+"""Nights in this process."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from audit_cases import Nights
-
-from dlpr import api
-from dlpr.engine.executors import WorkExecutor
+from audit_cases import Nights, shorten
 
 
 @pytest.fixture(scope="module")
 def serial() -> Iterator[None]:
-    """Tasks are done here, one after another; the outputs need not outlive the machine."""
-
-    def here(*_: Any) -> WorkExecutor:
-        return WorkExecutor(0)
-
+    """Short nights, whose outputs need not outlive the machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "ClusterExecutor", here)
-        patch.setattr(os, "fsync", lambda _: None)
+        shorten(patch, lambda _: None)
         yield
 
 

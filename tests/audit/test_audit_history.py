@@ -105,6 +105,17 @@ def test_pruning_cleans_what_no_result_needs(nights: Nights) -> None:
         audit.verify()
 
 
+def test_names_follow_one_another_whatever_the_clock_says(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    names = ["2999-01-01T00-00-00Z"]
+    for _ in range(3):
+        (tmp_path / names[-1]).mkdir()
+        (tmp_path / names[-1] / "audit.json").touch()
+        names.append(history.new_name())
+    assert names == sorted(set(names))
+    assert [audit.name for audit in history.audits()] == names[:3]
+
+
 def test_two_at_once(nights: Nights) -> None:
     owner = Lease(nights.spec().folder / "owner.json")
     owner.acquire()

@@ -9,11 +9,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from audit_cases import Nights, alarms, crystals
+import pytest
+from audit_cases import Nights, alarms, crystals, shorten
 
-from dlpr import api
 from dlpr.audit.history import History
-from dlpr.engine.executors import WorkExecutor
 
 LAST_WRITES = (1, 2, 3, 5, 8)
 """Of an audit, from the end: where nothing is computed, these are its publishing."""
@@ -22,22 +21,18 @@ LAST_WRITES = (1, 2, 3, 5, 8)
 def night(path: Path, deadline: int, counted: Any) -> None:
     """One night in a process of its own, which ends at its ``deadline``-th write."""
 
-    def here(*_: Any) -> WorkExecutor:
-        return WorkExecutor(0)
-
     def durable(_: int) -> None:
         counted.value += 1
         if counted.value == deadline:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    api.ClusterExecutor = here  # type: ignore[assignment,misc]
-    os.fsync = durable  # type: ignore[assignment]
+    shorten(pytest.MonkeyPatch(), durable)
     Nights(path).run()
 
 
 def test_the_history_has_whole_audits_alone(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["audit_cases", "dlpr.audit.page"])
+    context.set_forkserver_preload(["dlpr.audit.night", "dlpr.audit.page", "ase.build", "pytest"])
     nights = Nights(tmp_path)
     history = History(nights.spec().folder)
 
