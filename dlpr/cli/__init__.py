@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": "dlpr.cli.model",
     "calibrate": "dlpr.cli.calibrate",
     "scan": "dlpr.cli.scan",
+    "audit": "dlpr.cli.audit",
     "cluster": "dlpr.cli.cluster",
     "demo": "dlpr.cli.demo",
     "bench": "dlpr.cli.bench",

@@ -45,6 +45,13 @@ class Factor(Protocol):
         """``C v`` of (n_columns, k) vectors, with ``C C^T = H^-1``; of all columns alone."""
         ...
 
+    def whiten(self, rows: FloatArray) -> FloatArray:
+        """``z = C^T g`` of rows (n, n_columns), with the C of `root_solve`: (n, k).
+
+        Products of whitened rows are ``z.z' = g^T H^-1 g'``, if one factor has whitened both.
+        """
+        ...
+
     def block(self, columns: slice) -> Factor:
         """Return the same H for rows that are given in ``columns`` and zero elsewhere."""
         ...
@@ -75,6 +82,10 @@ class TriangularFactor:
         (n,) float64
         """
         return reciprocal(self._substitution.square_norm(rows))
+
+    def whiten(self, rows: FloatArray) -> FloatArray:
+        """``R^-T g`` of rows (n, n_columns), of any strides: (n, n_columns)."""
+        return self._substitution.solve(rows)
 
     def product(self, vectors: FloatArray) -> FloatArray:
         """``H v`` of (n_columns, k) vectors."""
@@ -211,14 +222,25 @@ class SpectralFactor:
         if self.mu == 0.0 and rank < n_columns:
             raise NumericsError(
                 f"H has {n_columns} columns and rank {rank}: with mu = 0 nothing bounds the "
-                f"posterior in {n_columns - rank} directions; draw members with a regularizer "
-                f"above 0"
+                f"posterior in {n_columns - rank} directions; take a regularizer above 0"
             )
         inside = self.basis.T @ vectors
         solved: FloatArray = self.basis @ (inside / np.sqrt(self.eigenvalue)[:, None])
         if rank < n_columns:
             solved += (vectors - self.basis @ inside) / np.sqrt(self.mu)
         return solved
+
+    def whiten(self, rows: FloatArray) -> FloatArray:
+        """``H^-1/2 g`` of rows with the columns of ``self.columns`` only: (n, n_columns of H).
+
+        Raises
+        ------
+        NumericsError
+            As `root_solve`.
+        """
+        whole = np.zeros((len(rows), len(self.basis)))
+        whole[:, self.columns] = rows
+        return self.root_solve(whole.T).T
 
     def block(self, columns: slice) -> SpectralFactor:
         """Return the same H for rows that are given in ``columns`` and zero elsewhere."""

@@ -104,6 +104,20 @@ class QuantileSketch:
         rank: FloatArray = np.where(values > 0.0, middle, 0.5 * self.n_zero)
         return rank - 0.5 * self.n_finite
 
+    def share_below(self, bound: float) -> float:
+        """The part of the finite values that are below a bound; NaN where there are none.
+
+        Values of the bound's own bin are all counted as its middle; exact at the ends.
+        """
+        if not self.n_finite:
+            return float("nan")
+        if bound <= self.minimum:
+            return 0.0
+        if bound > self.maximum:
+            return 1.0
+        below = self.bin_count[bin_middle(self.bin_index) < bound]
+        return (self.n_zero + int(below.sum())) / self.n_finite
+
     def quantile(self, q: float) -> float:
         """Return the smallest value that a part ``q`` of the finite values does not exceed.
 
@@ -120,11 +134,15 @@ class QuantileSketch:
         if rank == 1 or rank <= self.n_zero:
             return self.minimum
         place = int(np.searchsorted(np.cumsum(self.bin_count), rank - self.n_zero))
-        lower, upper = (
-            np.array([self.bin_index[place], self.bin_index[place] + 1]) << _SHIFT
-        ).view(np.float64)
-        middle = lower + 0.5 * (min(upper, np.finfo(np.float64).max) - lower)
+        middle = bin_middle(self.bin_index[place : place + 1])[0]
         return float(np.clip(middle, self.minimum, self.maximum))
+
+
+def bin_middle(index: NDArray[np.int64]) -> FloatArray:
+    """The middle of each bin, (n,)."""
+    lower, upper = (np.stack([index, index + 1]) << _SHIFT).view(np.float64)
+    middle: FloatArray = lower + 0.5 * (np.minimum(upper, np.finfo(np.float64).max) - lower)
+    return middle
 
 
 def pack(sketches: Sequence[QuantileSketch]) -> dict[str, NDArray[Any]]:

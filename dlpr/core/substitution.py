@@ -77,7 +77,21 @@ class Substitution:
         self.steps = list(_steps(triangle, 0, self.n_columns))
 
     def square_norm(self, rows: FloatArray) -> FloatArray:
-        """``|R^-T g|^2`` of rows (n, n_columns) of any strides, which stay as they are: (n,).
+        """``|R^-T g|^2`` of rows (n, n_columns) of any strides, which stay as they are: (n,)."""
+        norm = np.zeros(len(rows))
+        for own, _, piece in self._solved(rows):
+            norm[own] += square_norm(piece)
+        return norm
+
+    def solve(self, rows: FloatArray) -> FloatArray:
+        """``R^-T g`` of rows (n, n_columns) of any strides, which stay as they are."""
+        solution = np.empty((len(rows), self.n_columns))
+        for own, columns, piece in self._solved(rows):
+            solution[own, columns] = piece
+        return solution
+
+    def _solved(self, rows: FloatArray) -> Iterator[tuple[slice, slice, FloatArray]]:
+        """Rows, columns, and the solution there, leaf after leaf; good until the next one.
 
         The work buffer has rows along its columns, so that BLAS takes ranges of columns where they
         lie; its stride is no power of two, for such columns share few places of a cache.
@@ -87,17 +101,15 @@ class Substitution:
         height = -(-n_rows // n_parts)
         work = np.empty((height | 8, self.n_columns), order="F")
         work[height:] = 0.0
-        norm = np.zeros(n_rows)
         for start in range(0, n_rows, height or 1):
-            part = norm[start : start + height]
-            for row in range(0, len(part), COPY_ROWS):
-                stop = min(row + COPY_ROWS, len(part))
-                work[row:stop] = rows[start + row : start + stop]
+            stop = min(start + height, n_rows)
+            for row in range(start, stop, COPY_ROWS):
+                end = min(row + COPY_ROWS, stop)
+                work[row - start : end - start] = rows[row:end]
             for step in self.steps:
                 step.apply(work)
                 if isinstance(step, Leaf):
-                    part += square_norm(work[: len(part), step.columns])
-        return norm
+                    yield slice(start, stop), step.columns, work[: stop - start, step.columns]
 
 
 def _steps(triangle: FloatArray, start: int, stop: int) -> Iterator[Update | Leaf]:

@@ -84,6 +84,14 @@ class TiledFactor:
         """``R^-1 v`` of (n_columns, k) vectors: of unit covariance, it gets that of ``H^-1``."""
         return self._backward(self._cut(vectors), np.empty_like(vectors))
 
+    def whiten(self, rows: FloatArray) -> FloatArray:
+        """``R^-T g`` of rows with the columns of ``self.columns`` only: (n, n_columns of H)."""
+        whitened = np.zeros((len(rows), self.tiling.n_columns))
+        if rows.size:
+            for tile, piece in self._forward(self._pieces(rows)):
+                whitened[:, self.tiling.slice(tile)] = piece.T
+        return whitened
+
     def _cut(self, vectors: FloatArray) -> dict[int, FloatArray]:
         """Copies of the rows of each tile."""
         return {i: np.array(vectors[self.tiling.slice(i)], order="F") for i in self._order}

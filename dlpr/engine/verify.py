@@ -52,10 +52,10 @@ def _damaged_files(path: Path, task: int) -> list[str]:
     if receipt is None or not isinstance(receipt.get("files"), dict):
         return []
     files = receipt["files"].items()
-    return [name for name, (size, check) in files if not _is_whole(path / name, size, check)]
+    return [name for name, (size, check) in files if not is_whole(path / name, size, check)]
 
 
-def _is_whole(path: Path, size: int, check: Any) -> bool:
+def is_whole(path: Path, size: int, check: Any) -> bool:
     """Compare a file with what a receipt says of it: a checksum, or one per array of a part."""
     try:
         if path.stat().st_size != size:

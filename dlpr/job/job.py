@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -95,10 +95,9 @@ TestSet = Annotated[
 ]
 
 
-class Job(Section):
-    """A whole job. Make one with `load_job` or `Job.from_dict`, whose errors are for users."""
+class Computation(Section):
+    """What is computed: all that a job says, but for where its result goes."""
 
-    output: Text = "results"
     train: SetSpec
     test: dict[SetName, TestSet] = Field(
         min_length=1,
@@ -123,6 +122,7 @@ class Job(Section):
     )
     numerics: Numerics = Numerics()
 
+    kind_of_file: ClassVar[str] = "job"
     _base: Path = pydantic.PrivateAttr(default_factory=Path.cwd)
 
     @pydantic.field_validator("test")
@@ -133,13 +133,13 @@ class Job(Section):
         return sets
 
     @pydantic.model_validator(mode="after")
-    def _features_for_all(self) -> Job:
+    def _features_for_all(self) -> Self:
         sets = [name for name, spec in self.test.items() if isinstance(spec, SetSpec)]
         self.descriptor.check_sets(["train", *sets])
         return self
 
     @pydantic.model_validator(mode="after")
-    def _rows_of_preset(self) -> Job:
+    def _rows_of_preset(self) -> Self:
         preset, model = self.loss.preset, self.model.spec
         if preset is None or not {"energy", "virial"} & set(self.loss.kinds):
             return self
@@ -152,7 +152,7 @@ class Job(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _validation_set(self) -> Job:
+    def _validation_set(self) -> Self:
         scan = self.model.spec.scan
         if scan and self.loss.is_reweighted:
             raise ValueError(
@@ -181,8 +181,8 @@ class Job(Section):
         return self._base
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Job:
-        """Validate ``data``, in the shape of a job file whose folder is ``base``.
+    def from_dict(cls, data: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Self:
+        """Validate ``data``, in the shape of a file whose folder is ``base``.
 
         Raises
         ------
@@ -190,11 +190,27 @@ class Job(Section):
             One message with every problem, a line each.
         """
         try:
-            job = cls.model_validate(data)
+            found = cls.model_validate(data)
         except pydantic.ValidationError as error:
-            raise JobError("\n  ".join(["the job cannot be used:", *explain(cls, error)])) from None
-        job._base = Path(base).absolute()
-        return job
+            title = f"the {cls.kind_of_file} cannot be used:"
+            raise JobError("\n  ".join([title, *explain(cls, error)])) from None
+        found._base = Path(base).absolute()
+        return found
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file.
+
+        Raises
+        ------
+        JobError
+            If there is no such file, or it is not YAML, or anything in it cannot be used.
+        """
+        data = read_mapping(path)
+        try:
+            return cls.from_dict(data, base=Path(path).parent)
+        except JobError as error:
+            raise JobError(f"{path}: {error}") from None
 
     def path(self, text: str) -> Path:
         """A path of the job (output, scratch, a file pattern), made absolute."""
@@ -208,6 +224,12 @@ class Job(Section):
         """The job with every default filled in, ready for JSON; `from_dict` takes it back."""
         return self.model_dump(mode="json")
 
+
+class Job(Computation):
+    """A whole job. Make one with `load_job` or `Job.from_dict`, whose errors are for users."""
+
+    output: Text = "results"
+
     def settings(self) -> dict[str, Any]:
         """`resolved` without output, cluster and what is not asked for: all that may influence a
         result."""
@@ -216,15 +238,5 @@ class Job(Section):
 
 
 def load_job(path: str | os.PathLike[str]) -> Job:
-    """Read a job file.
-
-    Raises
-    ------
-    JobError
-        If there is no such file, or it is not YAML, or anything in it cannot be used.
-    """
-    data = read_mapping(path)
-    try:
-        return Job.from_dict(data, base=Path(path).parent)
-    except JobError as error:
-        raise JobError(f"{path}: {error}") from None
+    """Read a job file; errors as of `Job.load`."""
+    return Job.load(path)

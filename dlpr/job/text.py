@@ -157,6 +157,8 @@ def _locate(root: type[BaseModel], place: list[str | int]) -> tuple[type[BaseMod
     model: type[BaseModel] | None = root
     inner, need, named = root, "a mapping", False
     for part in place:
+        if isinstance(part, int):  # a member of a list
+            continue
         if named:  # a name that the user chose
             named = False
             continue

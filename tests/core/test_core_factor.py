@@ -83,6 +83,35 @@ def test_block_is_masked_rows_against_full_hessian(
 
 
 @pytest.mark.parametrize("shape", [(90, 24), (15, 40)])
+@pytest.mark.parametrize("route", ROUTES)
+def test_products_of_whitened_rows(route: str, shape: tuple[int, int]) -> None:
+    """``z.z' = g^T H^-1 g'``, by the root that `root_solve` applies; of a block as well."""
+    rows = steep_rows(*shape, 3.0, seed=1)
+    tests = telling_tests(rows, seed=1)
+    tests.flags.writeable = False
+    factor, _ = solve(rows, 1e-4, route)
+    hessian = rows.T @ rows + 1e-4 * np.eye(shape[1])
+    own = slice(5, 12)
+    masked = np.zeros_like(tests)
+    masked[:, own] = tests[:, own]
+    for whitened, whole in (
+        (factor.whiten(tests), tests),
+        (factor.block(own).whiten(tests[:, own]), masked),
+        (factor.whiten(tests[:0]), tests[:0]),
+    ):
+        expected = whole @ np.linalg.solve(hessian, whole.T)
+        np.testing.assert_allclose(whitened @ whitened.T, expected, rtol=1e-9, atol=1e-9)
+    root = factor.root_solve(np.eye(shape[1], order="F"))
+    np.testing.assert_allclose(factor.whiten(tests), tests @ root, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_whitened_that_nothing_bounds() -> None:
+    factor, _ = solve(np.eye(3, 5), 0.0, "qr")
+    with pytest.raises(NumericsError, match=r"5 columns and rank 3.*regularizer above 0"):
+        factor.whiten(np.ones((1, 5)))
+
+
+@pytest.mark.parametrize("shape", [(90, 24), (15, 40)])
 def test_all_routes_agree_and_reload(shape: tuple[int, int]) -> None:
     rows = steep_rows(*shape, 2.0, seed=3)
     tests = telling_tests(rows, seed=3)

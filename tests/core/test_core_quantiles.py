@@ -44,6 +44,27 @@ def test_quantiles_of_many() -> None:
         assert sketch.quantile(q) == pytest.approx(expected, rel=2.0**-11)
 
 
+@given(values=values_lists, bound=st.floats(0, 1.7e308))
+def test_share_below_is_that_of_the_values_but_for_one_bin(
+    values: list[float], bound: float
+) -> None:
+    sketch = sketch_of(values)
+    finite = np.array([v for v in values if v < np.inf])
+    if not len(finite):
+        assert np.isnan(sketch.share_below(bound))
+        return
+    # a bin is at most 2^-10 wide, relative to its edge
+    lowest, highest = (np.count_nonzero(finite < bound * f) for f in (1 - 2.0**-9, 1 + 2.0**-9))
+    assert lowest <= round(sketch.share_below(bound) * len(finite)) <= highest
+    assert sketch.share_below(finite.min()) == 0.0
+    assert sketch.share_below(np.nextafter(finite.max(), np.inf)) == 1.0
+
+
+def test_share_below_counts_whole_bins() -> None:
+    sketch = sketch_of([0.0, 1.0, 2.0, 4.0, np.inf])
+    assert [sketch.share_below(x) for x in (0.0, 0.5, 1.5, 3.0, 5.0)] == [0, 0.25, 0.5, 0.75, 1]
+
+
 @given(parts=st.lists(values_lists, min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_merge_in_any_order_is_one_add(parts: list[list[float]], seed: int) -> None:
     merged = QuantileSketch()

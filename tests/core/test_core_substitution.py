@@ -94,6 +94,8 @@ def test_any_shape_and_strides(n_rows: int, n_columns: int) -> None:
     factor = TriangularFactor(triangle)
     found = factor.rigidity(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-11)
+    whitened = dtrsm(1.0, triangle, rows.T, trans_a=1).T
+    np.testing.assert_allclose(factor.whiten(rows), whitened, rtol=1e-9, atol=1e-11)
     np.testing.assert_array_equal(rows, kept)
     np.testing.assert_array_equal(factor.rigidity(rows), found)
     np.testing.assert_array_equal(TriangularFactor(triangle).rigidity(rows), found)

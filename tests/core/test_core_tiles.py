@@ -133,13 +133,18 @@ def test_same_as_in_one_piece(
     rows, tests = rng.normal(size=(30, tiling.n_columns)), rng.normal(size=(5, tiling.n_columns))
     order = tuple(data.draw(st.permutations(range(tiling.n_tiles))))
     factor: Factor = tiled(rows, tiling, 0.1, order, layout)
-    whole: Factor = one_piece(rows, 0.1)
+    whole = one_piece(rows, 0.1)
     kept = tests.copy()
     np.testing.assert_allclose(factor.rigidity(tests), whole.rigidity(tests), rtol=1e-11)
     np.testing.assert_allclose(
         factor.rigidity(np.asfortranarray(tests)), whole.rigidity(tests), rtol=1e-11
     )
     np.testing.assert_array_equal(tests, kept)
+    expected = tests @ whole.solve(np.asfortranarray(tests.T))
+    whitened = factor.whiten(tests)
+    np.testing.assert_allclose(whitened @ whitened.T, expected, rtol=1e-10, atol=1e-10)
+    root = factor.root_solve(np.eye(tiling.n_columns))
+    np.testing.assert_allclose(whitened, tests @ root, rtol=1e-9, atol=1e-9)
     start = data.draw(st.integers(0, tiling.n_columns))
     columns = slice(start, data.draw(st.integers(start, tiling.n_columns)))
     np.testing.assert_allclose(
@@ -147,6 +152,10 @@ def test_same_as_in_one_piece(
         whole.block(columns).rigidity(tests[:, columns]),
         rtol=1e-11,
     )
+    found = factor.block(columns).whiten(tests[:, columns])
+    masked = np.zeros_like(tests)
+    masked[:, columns] = tests[:, columns]
+    np.testing.assert_allclose(found, factor.whiten(masked), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("decades", [4, 8, 12])

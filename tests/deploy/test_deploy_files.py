@@ -79,12 +79,13 @@ def settings(path: Path) -> configparser.ConfigParser:
     return unit
 
 
-def test_the_unit_stops_softly_and_the_timer_is_enabled() -> None:
-    service = settings(DEPLOY / "dlpr-nightly.service")["Service"]
+@pytest.mark.parametrize("name", ["dlpr-nightly", "dlpr-audit"])
+def test_the_unit_stops_softly_and_the_timer_is_enabled(name: str) -> None:
+    service = settings(DEPLOY / f"{name}.service")["Service"]
     assert service["KillMode"] == "mixed"  # workers hear nothing: dlpr finishes their tasks
     assert service["SuccessExitStatus"] == "75"
     assert "%h" in service["ExecStart"]
-    timer = settings(DEPLOY / "dlpr-nightly.timer")
+    timer = settings(DEPLOY / f"{name}.timer")
     assert timer["Install"]["WantedBy"] == "timers.target"
     assert timer["Timer"]["OnCalendar"]
 
@@ -93,10 +94,22 @@ def lines(path: Path) -> Iterator[str]:
     return (line for line in path.read_text().splitlines() if line and not line.startswith("#"))
 
 
-@pytest.mark.parametrize("name", ["nightly.cron", "nightly.scrontab"])
+TABLES = [f"{name}.{kind}" for name in ("nightly", "audit") for kind in ("cron", "scrontab")]
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_a_nightly_table_has_one_line(name: str) -> None:
     (line,) = lines(DEPLOY / name)
-    assert re.fullmatch(r"0 2 \* \* \* [^%]+", line)  # cron takes % for the end of a line
+    assert re.fullmatch(r"0 [23] \* \* \* [^%]+", line)  # cron takes % for the end of a line
+
+
+@pytest.mark.parametrize(
+    ("do", "call"), [({}, "dlpr run"), ({"DO": "audit run"}, "dlpr audit run")]
+)
+def test_a_job_does_what_it_is_told(do: dict[str, str], call: str, tmp_path: Path) -> None:
+    process = begin("run.sbatch", tmp_path, STATUS="0", **do)
+    assert end(process, tmp_path) == (0, [])
+    assert (tmp_path / "calls").read_text().splitlines()[0] == f"{call} carbon"
 
 
 PROGRAM = """#!/usr/bin/env bash

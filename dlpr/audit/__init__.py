@@ -1,0 +1,1 @@
+"""Nightly audits: is the training set still pinning down what the simulations visit?"""

@@ -1,0 +1,78 @@
+"""What is not as it was in an earlier audit: files, settings, data that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlpr.audit.record import AuditRecord, SetRecord
+from dlpr.engine.workspace import differences
+from dlpr.job import Job
+from dlpr.store.files import Json
+
+_MODEL = ("descriptor", "model", "loss", "solver", "storage")
+_OF_FILES = {"files", "fingerprint"}
+
+
+def settings_of(job: Job) -> Json:
+    """What decides the meaning of a job's figures, but for the files themselves."""
+    resolved = job.resolved()
+    test = {name: _without_files(spec) for name, spec in resolved["test"].items()}
+    return {
+        **{name: resolved[name] for name in _MODEL},
+        "train": _without_files(resolved["train"]),
+        "test": test,
+    }
+
+
+def _without_files(spec: Any) -> Any:
+    if not isinstance(spec, dict):
+        return spec
+    return {name: value for name, value in spec.items() if name not in _OF_FILES}
+
+
+def setting_changes(now: Json, before: AuditRecord, name: str | None = None) -> list[str]:
+    """Settings that were others in an earlier audit.
+
+    Parameters
+    ----------
+    now : dict
+        Of `settings_of`.
+    before : AuditRecord
+    name : str, optional
+        Only those that change the figures of this set; by default all.
+    """
+    old: Json = before.conventions["settings"]
+    if name is not None:
+        now, old = ({**one, "test": one["test"].get(name)} for one in (now, old))
+    return differences(now, old)
+
+
+def inputs_of(sources: list[Json]) -> dict[str, str]:
+    """Files of a set, and what tells their contents apart; a file that is only touched is equal."""
+    found = {}
+    for source in sources:
+        mark = source["fingerprint"]
+        digest = mark.get("sha256") or mark["ends_sha256"]
+        found[source["path"]] = f"{mark['size']} {digest[:16]}"
+    return found
+
+
+def file_changes(now: Mapping[str, str], before: Mapping[str, str]) -> tuple[int, int]:
+    """Files that are new, and files that are others than before."""
+    new = sum(path not in before for path in now)
+    changed = sum(before.get(path, mark) != mark for path, mark in now.items())
+    return new, changed
+
+
+def lost_environments(now: SetRecord, before: SetRecord) -> dict[str, tuple[int, int]]:
+    """By group: environments that an earlier audit had and that are gone, and those it had."""
+    counts = [
+        {one.group: one.n_environments for one in record.groups if one.species is None}
+        for record in (now, before)
+    ]
+    return {
+        group: (n - counts[0].get(group, 0), n)
+        for group, n in counts[1].items()
+        if group is not None and counts[0].get(group, 0) < n
+    }

@@ -1,0 +1,214 @@
+"""What is expected against what was found, and the environments behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from dlpr.audit.changes import lost_environments, setting_changes
+from dlpr.audit.culprits import Flagged, culprits, least_rigid
+from dlpr.audit.history import History, PastAudit
+from dlpr.audit.record import CheckRecord
+from dlpr.audit.repeats import Repeats, repeats
+from dlpr.audit.spec import ERRORS, EVERY, OF_DATA, REPEATS, Check, Relative
+from dlpr.audit.tonight import Target, Tonight, View
+from dlpr.audit.words import MEANING, UNITS, expected, measure_of, name_of
+from dlpr.core.drift import drift
+from dlpr.job import SetSpec
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What there is, before it is judged."""
+
+    value: float | None
+    before: float | None = None
+    text: str = ""
+    """What to know about tonight"""
+    is_comparable: bool = True
+    """False: there is no baseline that it could be held against"""
+    baselines: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Judges the checks of an audit.
+
+    Parameters
+    ----------
+    tonight : Tonight
+    history : History
+    """
+
+    def __init__(self, tonight: Tonight, history: History) -> None:
+        self._tonight, self._history = tonight, history
+        self._spec, self._view = tonight.spec, tonight.view
+        self.baselines = history.baseline(self._spec.baseline)
+        self.flagged = Flagged(tonight)
+        self._repeats: dict[tuple[str, str], Repeats] = {}
+        self._views: dict[str, View] = {}
+
+    def records(self) -> list[CheckRecord]:
+        """All checks, one by one."""
+        return [self._judge(one) for check in self._spec.checks for one in self._targets(check)]
+
+    def flag_worst(self) -> None:
+        """Have the least rigid environments of every test set among those that are shown."""
+        for name in self._spec.test:
+            worst = self._tonight.environments[name].worst(self._spec.flag.count, least_rigid)
+            self.flagged.add(name, worst)
+
+    def _targets(self, check: Check) -> Iterator[Target]:
+        if check.of == "settings":
+            yield Target(check, "")
+            return
+        for name in self._sets(check) if check.set == EVERY else [check.set]:
+            groups: list[str | None] = [check.group]
+            if check.group == EVERY:
+                groups = list(self._tonight.structures[name].group_names)
+            for group in groups:
+                for species in self._species(check, name, group):
+                    yield Target(check, name, group, species)
+
+    def _sets(self, check: Check) -> list[str]:
+        """What "*" stands for: candidates of a pool are there to be of low rigidity."""
+        if check.of == "leakage":
+            return [name for name, one in self._spec.test.items() if isinstance(one, SetSpec)]
+        return list(self._tonight.structures) if check.of in OF_DATA else list(self._spec.test)
+
+    def _species(self, check: Check, name: str, group: str | None) -> list[int | None]:
+        if check.species == EVERY:
+            return [*self._view.distributions.species(name, "lpr", group)]
+        return [None if check.species is None else atomic_numbers[check.species]]
+
+    def _judge(self, target: Target) -> CheckRecord:
+        check = target.check
+        found = self._find(target)
+        verdict = self._verdict(check, found)
+        value, flagged = found.value, list[int]()
+        if verdict != "pass":
+            repeated = self._repeats_of(target) if check.of in REPEATS else None
+            places = culprits(self._tonight, target, self._spec.flag.per_check, repeated)
+            flagged = self.flagged.add(target.set, places)
+        return CheckRecord(
+            name=name_of(check, target.set, target.group, target.species),
+            set=target.set,
+            group=target.group,
+            species=target.species,
+            measure=measure_of(check),
+            unit="" if check.share_below is not None else self._unit(check),
+            expected=expected(check, found.baselines),
+            found=None if value is None or not np.isfinite(value) else value,
+            baseline=found.before,
+            verdict=verdict,
+            meaning=" ".join([MEANING[check.of], found.text]).strip(),
+            flagged=flagged,
+        )
+
+    def _unit(self, check: Check) -> str:
+        if check.of in ERRORS:
+            return "meV/atom" if check.quantity == "energy" else "meV/Å"
+        return UNITS.get(check.of, "")
+
+    def _verdict(self, check: Check, found: Finding) -> Literal["pass", "warn", "fail"]:
+        if not found.is_comparable:
+            return "pass"
+        bound = check.bound
+        if isinstance(bound, Relative):
+            assert found.before is not None
+            bound = bound.times * found.before
+        if found.value is None:
+            return check.on_failure
+        holds = found.value >= bound if check.at_least is not None else found.value <= bound
+        return "pass" if holds else check.on_failure
+
+    def _find(self, target: Target) -> Finding:
+        check = target.check
+        if check.of in REPEATS:
+            own = self._repeats_of(target)
+            return Finding(float(own.n), text=f"Here: {own.text}." if own.n else "")
+        if not check.needs_baseline:
+            value = self._view.figure(target)
+            return Finding(value, text="" if value is not None else "There is nothing to measure.")
+        of = check.bound.of if isinstance(check.bound, Relative) else None
+        audits = self.baselines if of is None else self._history.baseline(of)
+        if check.of == "settings":
+            return self._settings(audits)
+        audits, why = self._comparable(audits, target.set)
+        if not audits:
+            return Finding(self._view.figure(target), text=why, is_comparable=False)
+        if check.of == "lost":
+            return self._lost(target, audits[-1])
+        return self._compared(target, audits)
+
+    def _comparable(self, audits: list[PastAudit], name: str) -> tuple[list[PastAudit], str]:
+        """The audits whose figures of a set mean the same as tonight's; why there are none."""
+        if not audits:
+            return [], "There is no earlier audit to hold it against."
+        known = [one for one in audits if any(own.name == name for own in one.record.sets)]
+        if not known:
+            return [], f"{audits[-1].name} had no set {name}: there is nothing to hold it against."
+        settings = self._tonight.settings
+        found = [one for one in known if not setting_changes(settings, one.record, name)]
+        why = setting_changes(settings, known[-1].record, name)[:3]
+        return found, f"Not comparable with {known[-1].name}: {'; '.join(why)}."
+
+    def _compared(self, target: Target, audits: list[PastAudit]) -> Finding:
+        """A distance from the baseline, or a figure beside the median of theirs."""
+        names = [audit.name for audit in audits]
+        if target.check.of == "drift":
+            return self._drift(target, audits)
+        own = [self._view_of(audit).figure(target) for audit in audits]
+        values = [value for value in own if value is not None]
+        value = self._view.figure(target)
+        if not values:
+            text = f"{names[-1]} had nothing like it to hold it against."
+            return Finding(value, text=text, is_comparable=False, baselines=names)
+        return Finding(value, float(np.median(values)), baselines=names)
+
+    def _drift(self, target: Target, audits: list[PastAudit]) -> Finding:
+        names = [audit.name for audit in audits]
+        place = (target.set, "lpr", target.group, target.species)
+        now = self._view.distributions.of(*place)
+        before = self._view_of(audits[0]).distributions.of(*place)
+        for audit in audits[1:]:
+            before.merge(self._view_of(audit).distributions.of(*place))
+        if not (now.n_finite and before.n_finite):
+            text = "One of the two has no environments to compare."
+            return Finding(None, text=text, is_comparable=False, baselines=names)
+        found = drift(before, now)
+        text = (
+            f"The median is {10**found.shift:.3g} times that of {names[-1]}; values lie "
+            f"{found.wasserstein:.3g} decades apart on average."
+        )
+        return Finding(found.ks, text=text, baselines=names)
+
+    def _lost(self, target: Target, before: PastAudit) -> Finding:
+        view = self._view_of(before)
+        lost = lost_environments(self._view.sets[target.set], view.sets[target.set])
+        told = ", ".join(f"{n} of {of} of group {group}" for group, (n, of) in lost.items())
+        total = float(sum(n for n, _ in lost.values()))
+        return Finding(total, text=f"Here: {told}." if lost else "", baselines=[before.name])
+
+    def _settings(self, audits: list[PastAudit]) -> Finding:
+        if not audits:
+            text = "There is no earlier audit to hold it against."
+            return Finding(None, text=text, is_comparable=False)
+        changes = setting_changes(self._tonight.settings, audits[-1].record)
+        told = f"Here: {'; '.join(changes[:4])}." if changes else ""
+        return Finding(float(len(changes)), text=told, baselines=[audits[-1].name])
+
+    def _view_of(self, audit: PastAudit) -> View:
+        if audit.name not in self._views:
+            self._views[audit.name] = View.of(audit)
+        return self._views[audit.name]
+
+    def _repeats_of(self, target: Target) -> Repeats:
+        key = (target.check.of, target.set)
+        if key not in self._repeats:
+            own, train = (self._tonight.structures[name] for name in (target.set, "train"))
+            self._repeats[key] = repeats(own, train if target.check.of == "leakage" else None)
+        return self._repeats[key]

@@ -1,0 +1,157 @@
+"""What an audit says, as data: the schema of ``audit.json``, of which the page is drawn."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Json = dict[str, Any]
+Verdict = Literal["pass", "warn", "fail"]
+RECORD_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantiles(_Part):
+    """Quantiles of a figure over environments or structures, without infinite values."""
+
+    levels: list[float] = Field(description="in 0..1, ascending")
+    values: list[float] = Field(description="of the same length; empty where nothing is finite")
+
+
+class GroupRecord(_Part):
+    """Environments of one group and central species; species None: of all, group None: of all."""
+
+    group: str | None
+    species: int | None = Field(description="atomic number")
+    n_environments: int
+    n_inf: int = Field(description="environments without any feature, in no quantile")
+    n_unseen: int = Field(description="of a species or neighbour that the training set lacks")
+    lpr: Quantiles
+    prior_ratio: Quantiles = Field(description="LPR over that of the regularizer alone")
+    uncertainty: Quantiles | None = Field(default=None, description="calibrated, meV/atom")
+
+
+class ErrorRecord(_Part):
+    """Errors of one labelled quantity over one group; group None: of all."""
+
+    quantity: str = Field(description="such as 'energy per atom', 'force component'")
+    unit: str
+    group: str | None
+    n: int
+    mae: float
+    rmse: float
+    percentiles: Quantiles = Field(description="of absolute errors")
+
+
+class SetRecord(_Part):
+    """One set of structures as it is tonight."""
+
+    name: str
+    role: Literal["train", "test", "pool"]
+    n_files: int
+    n_new_files: int
+    n_changed_files: int
+    n_structures: int
+    n_environments: int
+    groups: list[GroupRecord] = Field(
+        description="that of all groups and species first; counts alone of a training set that is "
+        "no test set, too"
+    )
+    errors: list[ErrorRecord] = []
+
+
+class FlaggedEnvironment(_Part):
+    """An environment behind a check, by where its user finds it."""
+
+    set: str
+    file: str
+    frame: int
+    atom: int
+    species: int
+    group: str
+    lpr: float
+    prior_ratio: float
+    uncertainty: float | None = Field(default=None, description="calibrated, meV/atom")
+    flags: list[str] = Field(default=[], description="such as 'central_species'")
+
+
+class CheckRecord(_Part):
+    """One thing that was declared, and what was found."""
+
+    name: str = Field(description="a sentence in the user's terms")
+    set: str
+    group: str | None = None
+    species: int | None = None
+    measure: str = Field(description="the figure's key in the history, such as 'lpr.q0.05'")
+    unit: str = ""
+    expected: str = Field(description="such as '>= 10' or 'at least 0.8 of the last audit'")
+    found: float | None = Field(description="None: there is nothing to measure")
+    bound: float | None = Field(
+        default=None, description="what `found` is held against, as a number; drawn as a line"
+    )
+    baseline: float | None = None
+    verdict: Verdict
+    meaning: str = Field(description="one sentence: what it says, and what to do")
+    flagged: list[int] = Field(default=[], description="indices into the audit's `flagged`")
+
+
+class WorkRecord(_Part):
+    """One stage: what was computed, and why."""
+
+    stage: str
+    n_tasks: int
+    n_computed: int
+    reason: str = Field(description="such as 'reused', 'continued', 'changed: ...'")
+    seconds: float
+
+
+class SeriesRecord(_Part):
+    """One figure over audits, oldest first, this one last."""
+
+    measure: str
+    set: str
+    unit: str = ""
+    audits: list[str]
+    values: list[float | None]
+    is_logarithmic: bool = False
+
+
+class PickRecord(_Part):
+    """A structure to label next."""
+
+    file: str
+    frame: int
+    group: str
+    objective: float = Field(description="of the flagged environments, with this label and before")
+
+
+class NextRecord(_Part):
+    """What to label next, and what it is expected to bring."""
+
+    objective: str
+    before: float
+    picks: list[PickRecord]
+    baselines: dict[str, list[float]] = Field(description="the same curve of other strategies")
+
+
+class AuditRecord(_Part):
+    """One audit."""
+
+    record_version: int = RECORD_VERSION
+    name: str = Field(description="its folder in the history: when it began, UTC")
+    title: str
+    begun: str
+    ended: str
+    verdict: Verdict
+    baseline: str | None = Field(description="the audit that it was held against")
+    checks: list[CheckRecord]
+    sets: list[SetRecord]
+    flagged: list[FlaggedEnvironment]
+    series: list[SeriesRecord]
+    work: list[WorkRecord]
+    next: NextRecord | None = None
+    conventions: Json = Field(description="job, model, factor, versions, fingerprints of inputs")

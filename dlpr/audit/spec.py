@@ -1,0 +1,234 @@
+"""The file of an audit: what a job says, and what is expected of its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import Field
+
+from dlpr.job import Job, SetSpec
+from dlpr.job.job import Computation
+from dlpr.job.sections import (
+    Count,
+    Line,
+    Natural,
+    Number,
+    Positive,
+    Section,
+    SetName,
+    Symbol,
+    Text,
+    refuse_boolean,
+)
+
+POOL = "pool"
+"""Name of the set of candidates, among the sets of the job that an audit makes."""
+WORK = "work"
+"""The output folder of that job, in the history."""
+EVERY = "*"
+"""In a check: each set, group or species, one by one."""
+
+DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr")
+"""Measures of which a check takes a quantile or a share."""
+ERRORS = ("rmse", "mae")
+REPEATS = ("duplicates", "leakage")
+OF_DATA = (*REPEATS, "lost", "settings")
+"""Measures of structures, which need no rigidity."""
+_BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS)
+_TO_BASELINE = ("drift", "lost", "settings")
+"""Measures that are differences from a baseline already."""
+
+Measure = Literal[
+    "lpr",
+    "prior_ratio",
+    "uncertainty",
+    "structure_pr",
+    "rmse",
+    "mae",
+    "unseen",
+    "drift",
+    "duplicates",
+    "leakage",
+    "lost",
+    "settings",
+]
+Fraction = Annotated[
+    float,
+    pydantic.BeforeValidator(refuse_boolean),
+    Field(ge=0, le=1, description="a number from 0 to 1"),
+]
+
+
+class Relative(Section):
+    """A bound that is a multiple of what an earlier audit found."""
+
+    times: Positive = Field(description="a number > 0")
+    of: Line | None = Field(
+        default=None, description="last, or the name of an audit (dlpr audit list)"
+    )
+
+
+def _tag_bound(value: object) -> str:
+    return "<set>" if isinstance(value, dict | Relative) else "<number>"
+
+
+Bound = Annotated[
+    Annotated[Number, pydantic.Tag("<number>")] | Annotated[Relative, pydantic.Tag("<set>")],
+    pydantic.Discriminator(_tag_bound),
+]
+_BOUND = "a number >= 0, or {times: 0.8} of the baseline"
+
+
+class Check(Section):
+    """One thing that is expected."""
+
+    of: Measure
+    set: Line = Field(default=EVERY, description='the name of a set, or "*" for each')
+    quantile: Fraction | None = Field(default=None, description="a number from 0 to 1")
+    share_below: Number | None = Field(default=None, description="a number >= 0")
+    group: Line | None = Field(default=None, description='the name of a group, or "*" for each')
+    species: Symbol | Literal["*"] | None = Field(
+        default=None, description='a symbol such as Si, or "*" for each'
+    )
+    quantity: Literal["energy", "forces"] = "energy"
+    at_least: Bound | None = Field(default=None, description=_BOUND)
+    at_most: Bound | None = Field(default=None, description=_BOUND)
+    on_failure: Literal["warn", "fail"] = "fail"
+    name: Line | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_whole(self) -> Check:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("needs exactly one of: at_least, at_most")
+        given = [one for one in ("quantile", "share_below") if getattr(self, one) is not None]
+        if self.of in DISTRIBUTED and len(given) != 1:
+            raise ValueError(f"of: {self.of} needs exactly one of: quantile, share_below")
+        if self.of not in DISTRIBUTED and given:
+            raise ValueError(f"{given[0]} belongs to {', '.join(DISTRIBUTED)}, not to {self.of}")
+        if self.species is not None and self.of not in _BY_SPECIES:
+            raise ValueError(f"species belongs to {', '.join(_BY_SPECIES)}, not to {self.of}")
+        if self.group is not None and self.of not in _BY_GROUP:
+            raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
+        if self.quantity != "energy" and self.of not in ERRORS:
+            raise ValueError(f"quantity belongs to {', '.join(ERRORS)}, not to {self.of}")
+        if self.of in (*OF_DATA, "drift") and isinstance(self.bound, Relative):
+            raise ValueError(f"of: {self.of} needs a number; it has no multiple of a baseline's")
+        return self
+
+    @property
+    def bound(self) -> float | Relative:
+        """What it is held against."""
+        found = self.at_least if self.at_least is not None else self.at_most
+        assert found is not None
+        return found
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether there is nothing to judge before a second audit."""
+        return self.of in _TO_BASELINE or isinstance(self.bound, Relative)
+
+
+STANDARD = (
+    Check(of="prior_ratio", quantile=0.05, at_least=Relative(times=0.8)),
+    Check(of="drift", at_most=0.1, on_failure="warn"),
+    Check(of="unseen", at_most=0.0, on_failure="warn"),
+    Check(of="duplicates", at_most=0.0, on_failure="warn"),
+    Check(of="leakage", at_most=0.0, on_failure="warn"),
+    Check(of="lost", at_most=0.0, on_failure="warn"),
+    Check(of="settings", at_most=0.0, on_failure="warn"),
+)
+"""What an audit without ``checks`` looks at."""
+
+
+class Flag(Section):
+    """How many environments are shown."""
+
+    count: Natural = Field(default=50, description="a whole number >= 0")
+    per_check: Natural = Field(default=10, description="a whole number >= 0")
+
+
+class Uncertainty(Section):
+    """By which errors rigidities become uncertainties."""
+
+    set: SetName
+    method: Literal["likelihood", "squared", "absolute", "crps"] = "likelihood"
+
+
+class LastOnes(Section):
+    """Several audits, of whose figures the median counts."""
+
+    last: Count
+
+
+def _tag_baseline(value: object) -> str:
+    return "<word>" if isinstance(value, str) else "<set>"
+
+
+Baseline = Annotated[
+    Annotated[Line, pydantic.Tag("<word>")] | Annotated[LastOnes, pydantic.Tag("<set>")],
+    pydantic.Discriminator(_tag_baseline),
+]
+
+
+class AuditSpec(Computation):
+    """A whole audit. Make one with `AuditSpec.load`, whose errors are for users."""
+
+    title: Line = "Rigidity audit"
+    history: Text = "audits"
+    pool: SetSpec | None = None
+    checks: tuple[Check, ...] = Field(default=STANDARD, description="a list of mappings")
+    uncertainty: Uncertainty | None = None
+    baseline: Baseline = Field(
+        default="last", description="last, the name of an audit, or {last: 5}"
+    )
+    flag: Flag = Flag()
+    busy: Literal["wait", "refuse"] = "refuse"
+
+    kind_of_file: ClassVar[str] = "audit"
+
+    @pydantic.model_validator(mode="after")
+    def _known_sets(self) -> AuditSpec:
+        if POOL in self.test:
+            raise ValueError("test.pool: pool is the set of candidates; give it another name")
+        rated = self.rated()
+        for number, check in enumerate(self.checks):
+            place = f"checks.{number}"
+            known = list(dict.fromkeys(["train", *rated])) if check.of in OF_DATA else rated
+            if check.set != EVERY and check.set not in known:
+                hint = "; rigidities of the training set need `train: train` among the test sets"
+                raise ValueError(
+                    f"{place}.set: there is no set {check.set!r} with {check.of}; known here: "
+                    f"{', '.join(known)}{hint * (check.set == 'train')}"
+                )
+            if check.of == "uncertainty" and self.uncertainty is None:
+                raise ValueError(
+                    f"{place}.of: uncertainties are calibrated by the errors of a set with "
+                    f"energies that takes no part in the fit; name it: uncertainty: {{set: NAME}}"
+                )
+            if check.of in ERRORS and check.quantity == "forces" and not self.test_forces:
+                raise ValueError(f"{place}.quantity: errors of forces need test_forces: true")
+        if self.uncertainty and self.uncertainty.set not in rated:
+            raise ValueError(
+                f"uncertainty.set: there is no test set {self.uncertainty.set!r}; known here: "
+                f"{', '.join(rated)}"
+            )
+        return self
+
+    def rated(self) -> list[str]:
+        """Sets that have rigidities."""
+        return [*self.test, *([POOL] if self.pool else [])]
+
+    @property
+    def folder(self) -> Path:
+        """The history, absolute."""
+        return self.path(self.history)
+
+    def job(self) -> Job:
+        """The job whose result is audited."""
+        data: dict[str, Any] = self.model_dump(mode="json", include=set(Computation.model_fields))
+        if self.pool is not None:
+            data["test"][POOL] = self.pool.model_dump(mode="json")
+        return Job.from_dict({**data, "output": str(self.folder / WORK)}, base=self.base)

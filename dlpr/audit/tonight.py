@@ -1,0 +1,222 @@
+"""The figures of a finished run, and those of earlier audits in the same shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from dlpr.audit.changes import file_changes, inputs_of, settings_of
+from dlpr.audit.errors import OF_CHECK, error_records
+from dlpr.audit.figures import (
+    Distributions,
+    Key,
+    Scale,
+    distributions_of,
+    group_records,
+    quantiles,
+    summary_of,
+)
+from dlpr.audit.history import PastAudit
+from dlpr.audit.record import GroupRecord, SetRecord
+from dlpr.audit.spec import DISTRIBUTED, ERRORS, POOL, AuditSpec, Check
+from dlpr.audit.worst import RESIDUAL, Environments
+from dlpr.core.quantiles import QuantileSketch
+from dlpr.engine.pipeline import Pipeline
+from dlpr.handles import Result
+from dlpr.stages.structures import StructureStore, open_structures
+from dlpr.store.files import Json
+from dlpr.store.folder import StageFolder
+from dlpr.uncertainty import calibrate
+
+CERTAINTY = "certainty"
+"""1 / (1/LPR + residual/mu): the rigidity of a kernel's environment, with what its references do
+not see."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one check is about: a set, and a group or a species of it."""
+
+    check: Check
+    set: str
+    group: str | None = None
+    species: int | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What checks read of one audit."""
+
+    sets: dict[str, SetRecord]
+    distributions: Distributions
+    scale: Scale | None
+
+    @classmethod
+    def of(cls, audit: PastAudit) -> View:
+        """An earlier audit's."""
+        found = audit.record.conventions["uncertainty"]
+        scale = Scale(found["a"], found["measure"]) if found else None
+        return cls({one.name: one for one in audit.record.sets}, audit.distributions, scale)
+
+    def figure(self, target: Target) -> float | None:
+        """What a check measures, as far as one audit says it; None where there is nothing."""
+        check, name = target.check, target.set
+        if check.of in ERRORS:
+            return self._error(target)
+        if check.of == "unseen":
+            place = (target.group, target.species)
+            own = [one for one in self.sets[name].groups if (one.group, one.species) == place]
+            return float(own[0].n_unseen) if own else None
+        if check.of not in DISTRIBUTED or (check.of == "uncertainty" and self.scale is None):
+            return None
+        scale = self.scale if check.of == "uncertainty" else None
+        measure = scale.measure if scale else check.of
+        values = self.distributions.of(name, measure, target.group, target.species)
+        if not values.n_finite:
+            return None
+        if check.quantile is not None:
+            return (
+                scale.quantile(values, check.quantile) if scale else values.quantile(check.quantile)
+            )
+        assert check.share_below is not None
+        bound = check.share_below
+        return scale.share_below(values, bound) if scale else values.share_below(bound)
+
+    def _error(self, target: Target) -> float | None:
+        quantity = OF_CHECK[target.check.quantity]
+        for one in self.sets[target.set].errors:
+            if (one.quantity, one.group) == (quantity, target.group):
+                return one.rmse if target.check.of == "rmse" else one.mae
+        return None
+
+
+@dataclass(frozen=True)
+class Tonight:
+    """A finished run as an audit sees it."""
+
+    spec: AuditSpec
+    view: View
+    result: StageFolder
+    structures: dict[str, StructureStore]
+    """of the training set and of each rated set"""
+    groups: dict[str, zarr.Group]
+    """results of the rated sets"""
+    environments: dict[str, Environments]
+    settings: Json = field(default_factory=dict)
+    """see `dlpr.audit.changes.settings_of`"""
+    conventions: Json = field(default_factory=dict)
+
+
+def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | None) -> Tonight:
+    """All figures of a finished run.
+
+    Parameters
+    ----------
+    spec : AuditSpec
+    steps : Pipeline
+        Of the audit's job.
+    result : Result
+    before : PastAudit, optional
+        What says which files are new.
+    """
+    stage = StageFolder(result.path.resolve().parent)
+    groups = {name: result.open(name) for name in spec.rated()}
+    names = list(dict.fromkeys(["train", *groups]))
+    structures = {name: open_structures(steps.ingest(name)) for name in names}
+    factor: Any = next(iter(groups.values())).attrs["factor"]
+    environments = {
+        name: Environments(name, group, float(factor["mu"])) for name, group in groups.items()
+    }
+    scale, calibration = _scale(spec, result, groups)
+    distributions, records = Distributions(), {}
+    inputs = {name: inputs_of(steps.index(name).settings["sources"]) for name in names}
+    old: Json = {} if before is None else before.record.conventions["inputs"]
+    for name in names:
+        n_new, n_changed = file_changes(inputs[name], old.get(name, {}))
+        store = structures[name]
+        found: list[GroupRecord] = _counts(store)
+        if name in groups:
+            summary = summary_of(stage, name)
+            distributions.sketches |= distributions_of(name, summary, groups[name])
+            if scale is not None and scale.measure == CERTAINTY:
+                distributions.sketches |= _certainties(environments[name])
+            found = group_records(distributions, name, summary, scale)
+        records[name] = SetRecord(
+            name=name,
+            role=_role(spec, name),
+            n_files=len(inputs[name]),
+            n_new_files=n_new,
+            n_changed_files=n_changed,
+            n_structures=store.n_structures,
+            n_environments=store.n_environments,
+            groups=found,
+            errors=error_records(groups[name], store) if name in groups else [],
+        )
+    settings = settings_of(steps.job)
+    root: Json = dict(zarr.open_group(str(result.path), mode="r").attrs)
+    conventions = {
+        "job": root["job"],
+        "versions": root["versions"],
+        "factor": factor,
+        "settings": settings,
+        "inputs": inputs,
+        "uncertainty": calibration,
+    }
+    view = View(records, distributions, scale)
+    return Tonight(spec, view, stage, structures, groups, environments, settings, conventions)
+
+
+def _role(spec: AuditSpec, name: str) -> Literal["train", "test", "pool"]:
+    if name == POOL:
+        return "pool"
+    return "train" if name == "train" else "test"
+
+
+def _scale(
+    spec: AuditSpec, result: Result, groups: dict[str, zarr.Group]
+) -> tuple[Scale | None, Json | None]:
+    """The scale of uncertainties, and how it was found."""
+    if spec.uncertainty is None:
+        return None, None
+    name, method = spec.uncertainty.set, spec.uncertainty.method
+    (fit,) = calibrate(result, name, method).fits
+    scale = Scale(fit.scale, CERTAINTY if RESIDUAL in groups[name] else "lpr")
+    about = {"a": scale.a, "measure": scale.measure, "set": name, "method": method, "n": fit.n}
+    return scale, about
+
+
+def _certainties(environments: Environments) -> dict[Key, QuantileSketch]:
+    """Of each group and species, read chunk by chunk."""
+    found: dict[Key, QuantileSketch] = {}
+    for start, chunk in environments.chunks():
+        at = np.arange(start, start + len(chunk["lpr"]))
+        group = environments.number[environments.structure_of(at)]
+        label = group.astype(np.int64) * 256 + chunk["species"]
+        for one in np.unique(label).tolist():
+            number, species = divmod(one, 256)
+            key = Key(environments.name, CERTAINTY, environments.groups[number], species)
+            found.setdefault(key, QuantileSketch()).add(chunk[CERTAINTY][label == one])
+    return found
+
+
+def _counts(store: StructureStore) -> list[GroupRecord]:
+    """Environments of a set without rigidities, of all and by group."""
+    n_atoms = np.diff(store.structure_offset)
+    by_group = np.bincount(store.group, n_atoms, len(store.group_names)).astype(int).tolist()
+    counts = zip([None, *store.group_names], [store.n_environments, *by_group], strict=True)
+    nothing = quantiles(QuantileSketch())
+    return [
+        GroupRecord(
+            group=group,
+            species=None,
+            n_environments=n,
+            n_inf=0,
+            n_unseen=0,
+            lpr=nothing,
+            prior_ratio=nothing,
+        )
+        for group, n in counts
+    ]

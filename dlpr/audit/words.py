@@ -1,0 +1,97 @@
+"""What the figures are called, what they mean, and what to do about them."""
+
+from __future__ import annotations
+
+from ase.data import chemical_symbols
+
+from dlpr.audit.spec import Check, Relative
+
+QUANTITY = {
+    "lpr": "LPR",
+    "prior_ratio": "prior ratio",
+    "uncertainty": "calibrated uncertainty",
+    "structure_pr": "PR of structures",
+}
+_NAMES = {
+    "unseen": "environments with a species that the training set lacks",
+    "drift": "drift of LPR since the baseline (Kolmogorov-Smirnov distance)",
+    "duplicates": "structures that repeat an earlier one",
+    "leakage": "structures that are in the training set, too",
+    "lost": "environments that are gone since the baseline",
+    "settings": "settings that have changed since the baseline",
+}
+UNITS = {
+    "uncertainty": "meV/atom",
+    "unseen": "environments",
+    "duplicates": "structures",
+    "leakage": "structures",
+    "lost": "environments",
+    "settings": "settings",
+}
+MEANING = {
+    "lpr": "How firmly the training set pins down the energy of an environment; where it is low, "
+    "label structures like those that are flagged.",
+    "prior_ratio": "How much more the data say of an environment than the regularizer alone, which "
+    "is 1; where it is low, label structures like those that are flagged.",
+    "uncertainty": "The error to expect of an environment's energy; where it is large, label "
+    "structures like those that are flagged.",
+    "structure_pr": "How firmly the training set pins down the energy of a whole structure; where "
+    "it is low, label such structures.",
+    "rmse": "How far fitted values are from labels, large errors above all; look at the flagged "
+    "structures: their labels may be wrong, or the training set lacks their like.",
+    "mae": "How far fitted values are from labels on average; look at the flagged structures: "
+    "their labels may be wrong, or the training set lacks their like.",
+    "unseen": "Nothing in the training set says anything of this species here; label structures "
+    "that have it, or take these out.",
+    "drift": "How different the distribution of LPR is from that of the baseline, 0: not at all, "
+    "1: altogether; look at what the simulation does that it did not do then.",
+    "duplicates": "Structures that are there twice count twice; take the copies out of `files`.",
+    "leakage": "What the model was fitted to says nothing of its errors; take these structures out "
+    "of one of the two sets.",
+    "lost": "Data that are gone pin down nothing; put the files back, or correct `files` and "
+    "`where`.",
+    "settings": "Figures of other settings compare with nothing before; if this was meant, the "
+    "next audit is held against this one.",
+}
+
+
+def name_of(check: Check, name: str, group: str | None, species: int | None) -> str:
+    """A sentence for what a check is about, in the user's words where there are any."""
+    among = [group, chemical_symbols[species] if species else None]
+    told = ", ".join(one for one in among if one)
+    place = name + (f" ({told})" if told else "")
+    if check.name is not None:
+        return check.name if not place or check.set == name else f"{check.name}: {place}"
+    return f"{place}: {_figure(check)}" if place else _figure(check)
+
+
+def _figure(check: Check) -> str:
+    if check.quantile is not None:
+        return f"{QUANTITY[check.of]}, {100 * check.quantile:g} % quantile"
+    if check.share_below is not None:
+        unit = f" {UNITS[check.of]}" if check.of in UNITS else ""
+        return f"share with {QUANTITY[check.of]} below {check.share_below:g}{unit}"
+    if check.of in ("rmse", "mae"):
+        return f"{check.of.upper()} of {'energies' if check.quantity == 'energy' else 'forces'}"
+    return _NAMES[check.of]
+
+
+def measure_of(check: Check) -> str:
+    """The key of a check's figure in the history."""
+    if check.quantile is not None:
+        return f"{check.of}.q{check.quantile:g}"
+    if check.share_below is not None:
+        return f"{check.of}.below{check.share_below:g}"
+    return f"{check.of}.{check.quantity}" if check.of in ("rmse", "mae") else check.of
+
+
+def expected(check: Check, baselines: list[str]) -> str:
+    """What is expected, with the baseline by its name."""
+    bound = check.bound
+    if not isinstance(bound, Relative):
+        return f"{'>=' if check.at_least is not None else '<='} {bound:g}"
+    side = "at least" if check.at_least is not None else "at most"
+    of = "the baseline" if not baselines else baselines[0]
+    if len(baselines) > 1:
+        of = f"the median of {len(baselines)} audits since {baselines[0]}"
+    return f"{side} {bound.times:g} of {of}"

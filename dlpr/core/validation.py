@@ -1,0 +1,156 @@
+"""Numerical validation where labels exist (VAL23 sec. IV): errors, and folds to find them with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlpr.core.quantiles import QuantileSketch
+from dlpr.core.rows import CONVENTIONS, FloatArray, IntArray, row_factor, square_norm
+from dlpr.errors import InputError, JobError
+
+
+@dataclass
+class Errors:
+    """Measures of errors too many to hold; sums of equal parts in equal order have equal bits."""
+
+    absolute: QuantileSketch = field(default_factory=QuantileSketch)
+    """of ``|e|``"""
+    sums: FloatArray = field(default_factory=lambda: np.zeros(3))
+    """of e, ``|e|`` and e^2"""
+
+    def add(self, errors: FloatArray) -> None:
+        """Add errors of any shape, prediction minus label.
+
+        Raises
+        ------
+        InputError
+            If one is not finite.
+        """
+        wrong = np.size(errors) - np.count_nonzero(np.isfinite(errors))
+        if wrong:
+            raise InputError(
+                f"{wrong} of {np.size(errors)} errors are not finite: leave out what has no label, "
+                "and look for predictions that are not finite"
+            )
+        size = np.abs(errors)
+        self.absolute.add(size)
+        self.sums += [np.sum(errors), np.sum(size), np.sum(np.square(errors))]
+
+    def merge(self, other: Errors) -> None:
+        """Add all errors of another part."""
+        self.absolute.merge(other.absolute)
+        self.sums += other.sums
+
+    @property
+    def n(self) -> int:
+        """Number of errors."""
+        return self.absolute.n
+
+    @property
+    def bias(self) -> float:
+        """Mean of e; NaN without errors, as are the others."""
+        return self._mean(0)
+
+    @property
+    def mae(self) -> float:
+        """Mean of ``|e|``."""
+        return self._mean(1)
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean of e^2."""
+        return float(np.sqrt(self._mean(2)))
+
+    def percentile(self, percent: float) -> float:
+        """What ``percent`` of all ``|e|`` do not exceed, to a relative 2^-11; 100: the largest."""
+        return self.absolute.quantile(percent / 100.0)
+
+    def _mean(self, power: int) -> float:
+        return float(self.sums[power]) / self.n if self.n else float("nan")
+
+
+def energy_errors(errors: FloatArray, n_atoms: IntArray) -> dict[str, FloatArray]:
+    """Errors of energies, scaled in each of three ways (VAL23 fig. 4).
+
+    That of a cell grows with the number of atoms N and that of an atom falls with it: sets of
+    different sizes are compared by ``1/sqrt(N)``.
+
+    Parameters
+    ----------
+    errors : (n,) float64
+        Of total energies.
+    n_atoms : (n,) int
+
+    Returns
+    -------
+    dict of str to (n,) float64
+        "mean" per atom, "sum" per cell, "sqrt" per root of the number of atoms.
+    """
+    return {name: errors * row_factor(n_atoms, name) for name in CONVENTIONS}
+
+
+def force_errors(predicted: FloatArray, label: FloatArray) -> dict[str, FloatArray]:
+    """Errors of forces, by component and magnitude (VAL23 sec. IV B) and as vectors (XPOT24 eq. 7).
+
+    Parameters
+    ----------
+    predicted, label : (n, 3) float64
+
+    Returns
+    -------
+    dict of str to float64
+        "component" (3 n,), "magnitude" (n,) ``|F| - |F_label|``, "vector" (n,) ``|F - F_label|``.
+    """
+    difference = predicted - label
+    return {
+        "component": difference.ravel(),
+        "magnitude": np.sqrt(square_norm(predicted)) - np.sqrt(square_norm(label)),
+        "vector": np.sqrt(square_norm(difference)),
+    }
+
+
+def k_folds(keys: Sequence[bytes], n_folds: int, seed: int) -> NDArray[np.int64]:
+    """Which fold of a cross-validation each structure is in, (n,).
+
+    The fold of a structure is a function of its key and the seed alone: structures that come or go
+    move no other, so the partial of a fold to which nothing was added stays as it is. Each group is
+    spread over the folds by chance, hence evenly but for the scatter of small numbers. Equal keys
+    share a fold.
+
+    Parameters
+    ----------
+    keys : sequence of bytes
+        Digest of each structure; or the name of its group or trajectory, which is then left out as
+        a whole.
+    n_folds : int
+        At least 2.
+    seed : int
+        At least 0.
+
+    Raises
+    ------
+    JobError
+        If there are fewer than two folds.
+    InputError
+        If a fold is empty.
+    """
+    if n_folds < 2:
+        raise JobError(f"{n_folds} folds cannot be told apart; a cross-validation needs at least 2")
+    start = hashlib.blake2b(f"{seed} ".encode(), digest_size=8)
+    folds = np.empty(len(keys), np.int64)
+    for number, key in enumerate(keys):
+        digest = start.copy()
+        digest.update(key)
+        folds[number] = int.from_bytes(digest.digest(), "little") % n_folds
+    empty = np.flatnonzero(np.bincount(folds, minlength=n_folds) == 0)
+    if len(empty):
+        raise InputError(
+            f"fold {empty[0]} of {n_folds} is empty: {len(set(keys))} different structures or "
+            "groups are few for so many folds; take fewer folds, or another seed"
+        )
+    return folds

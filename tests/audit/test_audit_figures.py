@@ -1,0 +1,267 @@
+"""Figures, and the environments behind them, against NumPy on the published result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from audit_cases import Nights, alarms, crystals
+from numpy.typing import NDArray
+
+from dlpr.audit import errors, worst
+from dlpr.audit.figures import Distributions, Key
+from dlpr.audit.history import History
+from dlpr.audit.record import AuditRecord, CheckRecord, FlaggedEnvironment
+from dlpr.core.quantiles import QuantileSketch
+from dlpr.stages import result
+from dlpr.structures import ingest
+
+SI, GE = 14, 32
+BIN = 2.0**-10
+WRONG = {"at_most": 0, "on_failure": "warn"}
+"""No check of these holds, so that each tells its environments."""
+CHECKS: list[dict[str, Any]] = [
+    {"of": "lpr", "quantile": 0.2, "group": "*", "species": "*", "at_least": 1e9},
+    {"of": "lpr", "share_below": 0.01, **WRONG},
+    {"of": "prior_ratio", "quantile": 0.5, "species": "Ge", "at_least": 1e9},
+    {"of": "uncertainty", "quantile": 0.9, **WRONG},
+    {"of": "uncertainty", "share_below": 40.0, "group": "hot", **WRONG},
+    {"of": "structure_pr", "quantile": 0.3, "group": "*", "at_least": 1e9},
+    {"of": "rmse", **WRONG},
+    {"of": "mae", "group": "hot", **WRONG},
+    {"of": "rmse", "quantity": "forces", **WRONG},
+    {"of": "mae", "quantity": "forces", "group": "cold", **WRONG},
+]
+
+
+def mixed(n: int, seed: int, group: str) -> Any:
+    frames = crystals(n, seed, 0.2 if group == "hot" else 0.1, group)
+    rng = np.random.default_rng(seed)
+    for k, atoms in enumerate(frames):
+        if k == 1:
+            atoms *= (2, 1, 1)  # stored by space, see `run`
+        atoms.numbers[rng.permutation(len(atoms))[: 1 + k % 3]] = GE
+        atoms.set_array("forces", rng.normal(size=(len(atoms), 3)))
+    return frames
+
+
+class Run:
+    """An audit of mixed structures, and its result as arrays."""
+
+    def __init__(self, nights: Nights, **changes: Any) -> None:
+        self.spec = nights.spec(checks=CHECKS, uncertainty={"set": "md"}, **changes)
+        self.record: AuditRecord = nights.run(checks=CHECKS, uncertainty={"set": "md"}, **changes)
+        store = zarr.open_group(str(self.spec.folder / "work" / "rigidity.zarr"), mode="r")
+        group = store["md"]
+        self.arrays = {name: np.asarray(array[:]) for name, array in group.arrays()}  # type: ignore[union-attr]
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        offset = self.arrays["structure_offset"]
+        names = np.array(group["structure_group"].attrs["names"])  # type: ignore[index]
+        self.structure_group = names[self.arrays["structure_group"]]
+        self.structure = np.repeat(np.arange(len(offset) - 1), np.diff(offset))
+        self.group = self.structure_group[self.structure]
+        self.species = self.arrays["environment_species"]
+        self.lpr = self.arrays["environment_lpr"]
+
+    def check(self, measure: str, group: str | None = None, species: int | None = None) -> Any:
+        (found,) = (
+            one
+            for one in self.record.checks
+            if (one.measure, one.group, one.species) == (measure, group, species)
+        )
+        return found
+
+    def own(self, group: str | None, species: int | None = None) -> NDArray[np.bool_]:
+        meant = np.ones(len(self.lpr), bool)
+        if group is not None:
+            meant &= self.group == group
+        return meant if species is None else meant & (self.species == species)
+
+    def behind(self, check: CheckRecord) -> list[FlaggedEnvironment]:
+        return [self.record.flagged[k] for k in check.flagged]
+
+    def place(self, one: FlaggedEnvironment) -> int:
+        """Where a flagged environment is in the result."""
+        (structure,) = np.flatnonzero(self.arrays["structure_source_frame"] == one.frame)
+        return int(self.arrays["structure_offset"][structure]) + one.atom
+
+
+def prepared(path: Path) -> Nights:
+    nights = Nights(path)
+    nights.put("cold.xyz", mixed(30, 0, "cold"))
+    nights.put("md_000.xyz", [*mixed(8, 2, "cold"), *mixed(8, 3, "hot")])
+    nights.data["train"]["files"] = ["cold.xyz"]
+    nights.data["test"]["md"]["group_by"] = "config_type"
+    nights.data["test_forces"] = True
+    return nights
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, serial: None) -> Iterator[Run]:
+    """Results of several chunks, and structures that are stored by space."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (result, worst, errors):
+            patch.setattr(module, "CHUNK_ROWS", 30)
+        patch.setattr(ingest, "SORTED_FRAME_ATOMS", 10)
+        yield Run(prepared(tmp_path_factory.mktemp("figures")))
+
+
+def lowest(values: NDArray[Any], q: float) -> float:
+    return float(np.sort(values)[max(int(np.ceil(q * len(values))), 1) - 1])
+
+
+@pytest.mark.parametrize("group", ["cold", "hot"])
+@pytest.mark.parametrize("species", [SI, GE])
+def test_quantiles_of_groups_and_species(run: Run, group: str, species: int) -> None:
+    check = run.check("lpr.q0.2", group, species)
+    own = run.own(group, species)
+    assert check.found == pytest.approx(lowest(run.lpr[own], 0.2), rel=BIN)
+    assert check.verdict == "fail"
+    found = [run.place(one) for one in run.behind(check)]
+    assert found == np.flatnonzero(own)[np.argsort(run.lpr[own])][: len(found)].tolist()
+    assert len(found) == min(10, own.sum())
+
+
+def test_shares_and_ratios(run: Run) -> None:
+    assert run.check("lpr.below0.01").found == pytest.approx(np.mean(run.lpr < 0.01), abs=0.01)
+    ratio = run.arrays["environment_prior_ratio"][run.own(None, GE)]
+    assert run.check("prior_ratio.q0.5", None, GE).found == pytest.approx(
+        lowest(ratio, 0.5), rel=BIN
+    )
+
+
+def test_uncertainties(run: Run) -> None:
+    a = run.record.conventions["uncertainty"]["a"]
+    sigma = 1e3 * a / np.sqrt(run.lpr)
+    check = run.check("uncertainty.q0.9")
+    assert lowest(sigma, 0.89) <= check.found * (1 + BIN)
+    assert check.found <= lowest(sigma, 0.91) * (1 + BIN)
+    assert check.unit == "meV/atom"
+    worst_one = run.behind(check)[0]
+    assert worst_one.uncertainty == pytest.approx(sigma.max())
+    hot = sigma[run.own("hot")]
+    found = run.check("uncertainty.below40", "hot").found
+    assert found == pytest.approx(np.mean(hot < 40.0), abs=2 / len(hot))
+
+
+@pytest.mark.parametrize("group", ["cold", "hot"])
+def test_structures(run: Run, group: str) -> None:
+    check = run.check("structure_pr.q0.3", group)
+    own = np.flatnonzero(run.structure_group == group)
+    pr = run.arrays["structure_pr"][own]
+    assert check.found == pytest.approx(lowest(pr, 0.3), rel=BIN)
+    first = run.place(run.behind(check)[0])
+    assert run.structure[first] == own[np.argmin(pr)]
+    assert run.lpr[first] == run.lpr[run.structure == run.structure[first]].min()
+
+
+def test_errors_of_energies(run: Run) -> None:
+    label, energy = (run.arrays[f"structure_energy{name}"] for name in ("_label", ""))
+    error = 1e3 * (energy - label) / np.diff(run.arrays["structure_offset"])
+    check = run.check("rmse.energy")
+    assert check.found == pytest.approx(np.sqrt(np.mean(error**2)))
+    assert run.structure[run.place(run.behind(check)[0])] == np.argmax(np.abs(error))
+    hot = run.structure_group == "hot"
+    assert run.check("mae.energy", "hot").found == pytest.approx(np.mean(np.abs(error[hot])))
+
+
+def test_errors_of_forces(run: Run) -> None:
+    frames = [*mixed(8, 2, "cold"), *mixed(8, 3, "hot")]
+    label = np.concatenate([atoms.arrays["forces"] for atoms in frames])
+    error = 1e3 * (run.arrays["environment_forces"] - label)
+    check = run.check("rmse.forces")
+    assert check.found == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)  # decimals of a file
+    found = [run.place(one) for one in run.behind(check)]
+    assert found == np.argsort(-np.linalg.norm(error, axis=1))[:10].tolist()
+    cold = np.abs(error[run.own("cold")])
+    assert run.check("mae.forces", "cold").found == pytest.approx(np.mean(cold), rel=1e-5)
+
+
+def test_the_worst_of_every_set_are_shown(run: Run) -> None:
+    shown = {run.place(one) for one in run.record.flagged}
+    assert set(np.argsort(run.lpr)[:50].tolist()) <= shown
+    for one in run.record.flagged:
+        place = run.place(one)
+        assert one.lpr == run.lpr[place]
+        assert one.species == run.species[place]
+        assert one.group == run.group[place]
+
+
+def test_a_kernels_uncertainty_has_what_its_references_do_not_see(
+    tmp_path: Path, serial: None
+) -> None:
+    kernel = {"kernel": {"regularizer": 1e-6, "references": {"count": 5}}}
+    run = Run(prepared(tmp_path), model=kernel)
+    a, mu = run.record.conventions["uncertainty"]["a"], run.attributes["factor"]["mu"]
+    sigma = 1e3 * a * np.sqrt(1.0 / run.lpr + run.arrays["environment_residual"] / mu)
+    check = run.check("uncertainty.q0.9")
+    assert lowest(sigma, 0.89) <= check.found * (1 + BIN)
+    assert check.found <= lowest(sigma, 0.91) * (1 + BIN)
+    assert np.mean(sigma > 1.1 * 1e3 * a / np.sqrt(run.lpr)) > 0.3
+    assert run.behind(check)[0].uncertainty == pytest.approx(sigma.max())
+    assert run.record.sets[1].groups[0].uncertainty is not None
+
+
+def test_distributions_are_kept_exactly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    found = Distributions()
+    for k, group in enumerate(("a", "b", "c, d")):
+        sketch = found.sketches[Key("md", "lpr", group, 14 + k)] = QuantileSketch()
+        sketch.add(np.append(rng.exponential(size=100), [0.0, np.inf]))
+    found.save(tmp_path / "some.npz")
+    again = Distributions.load(tmp_path / "some.npz")
+    assert again.sketches.keys() == found.sketches.keys()
+    for key, sketch in found.sketches.items():
+        one = again.sketches[key]
+        np.testing.assert_array_equal(one.bin_count, sketch.bin_count)
+        assert (one.n, one.minimum, one.maximum) == (sketch.n, sketch.minimum, sketch.maximum)
+    assert again.of("md", "lpr").n == 306
+    assert again.of("md", "lpr", "c, d").n == 102
+    assert again.of("md", "lpr", "a", 15).n == 0
+
+
+def test_bounds_that_are_multiples(nights: Nights) -> None:
+    """The median LPR over nights whose regularizer is the same, on data that are not."""
+    measure = {"of": "lpr", "quantile": 0.5}
+    values, names = [], []
+    for seed in (2, 5, 8):
+        nights.put("md_000.xyz", crystals(20, seed, 0.02 * seed + 0.05))
+        record = nights.run(checks=[{**measure, "at_least": 0}])
+        values.append(record.checks[0].found)
+        names.append(record.name)
+    before = {"checks": [{**measure, "at_most": {"times": 1.1}}], "baseline": {"last": 3}}
+    (check,) = nights.run(**before).checks
+    assert check.baseline == np.median(values)
+    assert "median of 3 audits" in check.expected
+    bound = {"times": 0.9, "of": names[0]}
+    (check,) = nights.run(checks=[{**measure, "at_least": bound}]).checks
+    assert (check.baseline, check.found) == (values[0], values[2])
+    assert (check.verdict == "pass") == (values[2] >= 0.9 * values[0])
+    assert check.expected == f"at least 0.9 of {names[0]}"
+
+
+def test_what_cannot_be_measured_does_not_pass(nights: Nights) -> None:
+    check = {"of": "lpr", "quantile": 0.5, "group": "liquid", "at_least": 0}
+    record = nights.run(checks=[check])
+    ((_, found),) = alarms(record).items()
+    assert (found.found, found.verdict) == (None, "fail")
+    assert "nothing to measure" in found.meaning
+
+
+def test_an_unseen_species_is_found_where_it_is(nights: Nights) -> None:
+    frames = crystals(5, 9)
+    frames[3].numbers[2] = GE
+    nights.put("md_000.xyz", frames)
+    record = nights.run(checks=[{"of": "unseen", "species": "*", "at_most": 0}])
+    found = {one.species: one for one in record.checks}
+    assert found[GE].found == 1
+    behind = [record.flagged[k] for k in found[GE].flagged]
+    assert [(one.frame, one.atom) for one in behind] == [(3, 2)]
+    assert "central_species" in behind[0].flags
+    assert found[SI].found >= 4  # its neighbours
+    history = History(nights.spec().folder)
+    assert history.audits()[0].record == record

@@ -1,0 +1,80 @@
+"""AUDIT.yaml: what it may say, and what is said of one that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_cases import Nights
+
+from dlpr.audit.spec import STANDARD, AuditSpec
+from dlpr.errors import JobError
+
+LPR = {"of": "lpr", "set": "md", "quantile": 0.05, "at_least": 10}
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    return Nights(tmp_path)
+
+
+def test_a_file_becomes_the_job_of_its_work_folder(nights: Nights) -> None:
+    nights.data["pool"] = {"files": "hot.xyz"}
+    nights.data["history"] = "kept/audits"
+    spec = AuditSpec.load(nights.save())
+    job = spec.job()
+    assert job.path(job.output) == nights.path / "kept/audits/work"
+    assert list(job.test) == ["md", "pool"]
+    assert job.base == nights.path
+    assert spec.checks == STANDARD
+    assert job.descriptor == spec.descriptor
+
+
+def test_what_is_resolved_means_the_same(nights: Nights) -> None:
+    checks = [LPR, {"of": "drift", "at_most": 0.2}, {**LPR, "at_least": {"times": 0.8}}]
+    spec = nights.spec(checks=checks, baseline={"last": 3}, uncertainty={"set": "md"})
+    again = AuditSpec.from_dict(spec.resolved(), nights.path)
+    assert again == spec
+    assert again.job() == spec.job()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"checks": [{**LPR, "quantil": 0.1}]}, ["checks.0.quantil", "did you mean `quantile`?"]),
+        ({"checks": [LPR, {**LPR, "quantile": 5}]}, ["checks.1.quantile: found 5", "from 0 to 1"]),
+        ({"checks": [{**LPR, "of": "lpx"}]}, ["checks.0.of: found 'lpx'", "prior_ratio"]),
+        ({"checks": [{**LPR, "at_most": 3}]}, ["checks.0", "exactly one of: at_least, at_most"]),
+        ({"checks": [{"of": "lpr", "at_most": 3}]}, ["exactly one of: quantile, share_below"]),
+        ({"checks": [{**LPR, "at_least": {"time": 2}}]}, ["checks.0.at_least.time", "`times`"]),
+        ({"checks": [{**LPR, "set": "mm"}]}, ["no set 'mm'", "known here: md"]),
+        ({"checks": [{**LPR, "set": "train"}]}, ["train: train"]),
+        ({"checks": [{**LPR, "of": "structure_pr", "species": "Si"}]}, ["species belongs to lpr"]),
+        ({"checks": [{**LPR, "of": "uncertainty"}]}, ["uncertainty: {set: NAME}"]),
+        ({"checks": [{"of": "lost", "at_most": {"times": 2}}]}, ["needs a number"]),
+        (
+            {"checks": [{"of": "rmse", "quantity": "forces", "at_most": 2}]},
+            ["test_forces: true"],
+        ),
+        ({"uncertainty": {"set": "film"}}, ["no test set 'film'", "known here: md"]),
+        ({"baseline": {"las": 2}}, ["baseline.las", "`last`"]),
+        ({"busy": "waits"}, ["busy: found 'waits'; needs wait or refuse"]),
+        ({"histori": "a"}, ["did you mean `history`?"]),
+        ({"output": "results"}, ["output: unknown key"]),
+        ({"test": {"pool": {"files": "md_000.xyz"}}}, ["pool is the set of candidates"]),
+        ({"pool": {"file": "hot.xyz"}}, ["pool.file", "did you mean `files`?"]),
+        ({"flag": {"count": -1}}, ["flag.count: found -1"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(
+    nights: Nights, change: dict[str, Any], parts: list[str]
+) -> None:
+    nights.data |= change
+    path = nights.save()
+    with pytest.raises(JobError) as caught:
+        AuditSpec.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: the audit cannot be used:")
+    for part in parts:
+        assert part in message
