@@ -41,9 +41,9 @@ CHECKS: list[dict[str, Any]] = [
 def mixed(n: int, seed: int, group: str) -> Any:
     frames = crystals(n, seed, 0.2 if group == "hot" else 0.1, group)
     rng = np.random.default_rng(seed)
+    long = frames[1] * (4, 1, 1)
+    frames[1] = long[rng.permutation(len(long))]  # stored by space, see `run`
     for k, atoms in enumerate(frames):
-        if k == 1:
-            atoms *= (2, 1, 1)  # stored by space, see `run`
         atoms.numbers[rng.permutation(len(atoms))[: 1 + k % 3]] = GE
         atoms.set_array("forces", rng.normal(size=(len(atoms), 3)))
     return frames

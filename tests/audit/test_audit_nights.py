@@ -104,11 +104,13 @@ def test_a_training_structure_in_a_test_set(quiet: Nights) -> None:
 
 
 def test_a_changed_hyperparameter(quiet: Nights) -> None:
-    quiet.data["descriptor"]["soap"]["cutoff"]["radius"] = 3.2
+    quiet.data["descriptor"]["soap"]["cutoff"]["radius"] = 4.5
     record = quiet.run()
     ((key, check),) = alarms(record).items()
     assert (key, check.found) == (("settings", ""), 1)
-    assert "soap.cutoff.radius: 3.0 -> 3.2" in check.meaning
+    drift = record.checks[_index(record, "drift", "md")]
+    assert "Not comparable" in drift.meaning
+    assert "soap.cutoff.radius: 3.0 -> 4.5" in check.meaning
     features = next(one for one in record.work if one.stage == "features of train")
     assert features.n_computed == features.n_tasks
     assert "cutoff.radius" in features.reason
