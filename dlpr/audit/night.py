@@ -17,6 +17,7 @@ from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
 from dlpr.audit.tonight import look
 from dlpr.engine.events import Event, Listener
+from dlpr.engine.output import without_secrets
 from dlpr.engine.pipeline import Pipeline
 from dlpr.store.files import write_json
 
@@ -116,7 +117,9 @@ def _made(
     with history.publishing(name, tonight.result) as folder:
         write_json(folder / RECORD, record.model_dump(mode="json"))
         tonight.view.distributions.save(folder / DISTRIBUTIONS)
-        (folder / SPEC).write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+        (folder / SPEC).write_text(
+            yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
+        )
         write_flagged(record, result, folder)
         write_page(record, folder)
     return record
