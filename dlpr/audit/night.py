@@ -95,9 +95,10 @@ def _made(
     from dlpr.audit.page import write_page
 
     result = finished(steps)
-    before = history.baseline(spec.baseline)
-    tonight = look(spec, steps, result, before[-1] if before else None)
-    judge = Judge(tonight, history)
+    baselines = history.baseline(spec.baseline)
+    before = baselines[-1] if baselines else None
+    tonight = look(spec, steps, result, before)
+    judge = Judge(tonight, history, baselines)
     checks = judge.records()
     judge.flag_worst()
     record = AuditRecord(
@@ -106,7 +107,7 @@ def _made(
         begun=begun,
         ended=_now(),
         verdict=worst_verdict([check.verdict for check in checks]),
-        baseline=before[-1].name if before else None,
+        baseline=before.name if before else None,
         checks=checks,
         sets=list(tonight.view.sets.values()),
         flagged=judge.flagged.environments,

@@ -252,6 +252,14 @@ def test_what_cannot_be_measured_does_not_pass(nights: Nights) -> None:
     assert "nothing to measure" in found.meaning
 
 
+def test_a_check_keeps_the_name_that_its_user_gave(nights: Nights) -> None:
+    own = {"of": "lpr", "quantile": 0.5, "at_least": 0, "name": "firm enough"}
+    each = {**own, "group": "*"}
+    one = {**own, "set": "md"}
+    names = [check.name for check in nights.run(checks=[own, each, one]).checks]
+    assert names == ["firm enough: md", "firm enough: md (all)", "firm enough"]
+
+
 def test_an_unseen_species_is_found_where_it_is(nights: Nights) -> None:
     frames = crystals(5, 9)
     frames[3].numbers[2] = GE

@@ -117,6 +117,16 @@ def test_a_changed_hyperparameter(quiet: Nights) -> None:
     assert not alarms(quiet.run())
 
 
+def test_data_that_are_lost_show_beside_changed_settings(quiet: Nights) -> None:
+    quiet.data["model"] = {"linear": {"regularizer": 1.0e-3}}
+    (quiet.path / "md_001.xyz").unlink()
+    found = alarms(quiet.run())
+    assert {key: one.found for key, one in found.items()} == {
+        ("lost", "md"): 320,
+        ("settings", ""): 1,
+    }
+
+
 def test_an_unchanged_night_does_nothing(quiet: Nights) -> None:
     record = quiet.run()
     assert not alarms(record)
