@@ -101,6 +101,7 @@ def test_a_training_structure_in_a_test_set(quiet: Nights) -> None:
     ((key, check),) = alarms(quiet.run()).items()
     assert (key, check.found) == (("leakage", "md"), 3)
     assert "3 of md_002.xyz repeat cold.xyz" in check.meaning
+    assert "the first: frame 0 of md_002.xyz is frame 0 of cold.xyz" in check.meaning
 
 
 def test_a_changed_hyperparameter(quiet: Nights) -> None:
