@@ -93,13 +93,20 @@ def test_only_the_engine_and_its_measurements_know_dask() -> None:
     assert {m for m in found if not any(is_below(m, room) for room in rooms)} == set()
 
 
+def test_only_the_front_knows_the_terminal() -> None:
+    for module, path in MODULES.items():
+        if not any(is_below(module, room) for room in ("dlpr.cli", "dlpr.demo", "dlpr.bench")):
+            names = {name.partition(".")[0] for name in imports(path)}
+            assert not names & {"click", "rich"}, module
+
+
 def test_the_engine_knows_no_kind_of_cluster() -> None:
     for module, path in MODULES.items():
         if is_below(module, "dlpr.engine"):
             assert not any(is_below(name, "dlpr.clusters") for name in imports(path)), module
 
 
-@pytest.mark.parametrize("top", ["dlpr.cli", "dlpr.demo", "dlpr.bench"])
+@pytest.mark.parametrize("top", ["dlpr.cli", "dlpr.demo", "dlpr.bench", "dlpr.audit"])
 def test_nobody_below_calls_the_front(top: str) -> None:
     for module, path in MODULES.items():
         front = is_below(module, top) or is_below(module, "dlpr.cli")

@@ -31,21 +31,30 @@ def _without_files(spec: Any) -> Any:
     return {name: value for name, value in spec.items() if name not in _OF_FILES}
 
 
-def setting_changes(now: Json, before: AuditRecord, name: str | None = None) -> list[str]:
-    """Settings that were others in an earlier audit.
+def setting_changes(now: Json, before: AuditRecord) -> list[str]:
+    """Settings, of `settings_of`, that were others in an earlier audit."""
+    return differences(now, before.conventions["settings"])
+
+
+def changes_for(name: str, now: Json, before: AuditRecord, of_data: bool = False) -> list[str]:
+    """Settings that change what the figures of one set mean.
 
     Parameters
     ----------
+    name : str
     now : dict
         Of `settings_of`.
     before : AuditRecord
-    name : str, optional
-        Only those that change the figures of this set; by default all.
+    of_data : bool
+        Only those of its structures, not those of its rigidities.
     """
-    old: Json = before.conventions["settings"]
-    if name is not None:
-        now, old = ({**one, "test": one["test"].get(name)} for one in (now, old))
-    return differences(now, old)
+    own, old = (
+        {**one, "test": one["test"].get(name)} for one in (now, before.conventions["settings"])
+    )
+    if of_data:
+        kept = "train" if name == "train" else "test"
+        own, old = ({kept: one[kept]} for one in (own, old))
+    return differences(own, old)
 
 
 def inputs_of(sources: list[Json]) -> dict[str, str]:

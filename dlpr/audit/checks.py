@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from ase.data import atomic_numbers
 
-from dlpr.audit.changes import lost_environments, setting_changes
+from dlpr.audit.changes import changes_for, lost_environments, setting_changes
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
 from dlpr.audit.history import History, PastAudit
 from dlpr.audit.record import CheckRecord
 from dlpr.audit.repeats import Repeats, repeats
-from dlpr.audit.spec import ERRORS, EVERY, OF_DATA, REPEATS, Check, Relative
+from dlpr.audit.spec import EVERY, OF_DATA, REPEATS, Check, Relative
 from dlpr.audit.tonight import Target, Tonight, View
-from dlpr.audit.words import MEANING, UNITS, expected, measure_of, name_of
+from dlpr.audit.words import MEANING, expected, measure_of, name_of, unit_of
 from dlpr.core.drift import drift
 from dlpr.job import SetSpec
 
@@ -41,12 +41,13 @@ class Judge:
     ----------
     tonight : Tonight
     history : History
+    baselines : sequence of PastAudit
+        What checks are held against that name no other audit.
     """
 
-    def __init__(self, tonight: Tonight, history: History) -> None:
-        self._tonight, self._history = tonight, history
+    def __init__(self, tonight: Tonight, history: History, baselines: Sequence[PastAudit]) -> None:
+        self._tonight, self._history, self._baselines = tonight, history, list(baselines)
         self._spec, self._view = tonight.spec, tonight.view
-        self.baselines = history.baseline(self._spec.baseline)
         self.flagged = Flagged(tonight)
         self._repeats: dict[tuple[str, str], Repeats] = {}
         self._views: dict[str, View] = {}
@@ -99,7 +100,7 @@ class Judge:
             group=target.group,
             species=target.species,
             measure=measure_of(check),
-            unit="" if check.share_below is not None else self._unit(check),
+            unit=unit_of(check),
             expected=expected(check, found.baselines),
             found=None if value is None or not np.isfinite(value) else value,
             baseline=found.before,
@@ -107,11 +108,6 @@ class Judge:
             meaning=" ".join([MEANING[check.of], found.text]).strip(),
             flagged=flagged,
         )
-
-    def _unit(self, check: Check) -> str:
-        if check.of in ERRORS:
-            return "meV/atom" if check.quantity == "energy" else "meV/Å"
-        return UNITS.get(check.of, "")
 
     def _verdict(self, check: Check, found: Finding) -> Literal["pass", "warn", "fail"]:
         if not found.is_comparable:
@@ -134,17 +130,19 @@ class Judge:
             value = self._view.figure(target)
             return Finding(value, text="" if value is not None else "There is nothing to measure.")
         of = check.bound.of if isinstance(check.bound, Relative) else None
-        audits = self.baselines if of is None else self._history.baseline(of)
+        audits = self._baselines if of is None else self._history.baseline(of)
         if check.of == "settings":
             return self._settings(audits)
-        audits, why = self._comparable(audits, target.set)
+        audits, why = self._comparable(audits, target.set, check.of in OF_DATA)
         if not audits:
             return Finding(self._view.figure(target), text=why, is_comparable=False)
         if check.of == "lost":
             return self._lost(target, audits[-1])
         return self._compared(target, audits)
 
-    def _comparable(self, audits: list[PastAudit], name: str) -> tuple[list[PastAudit], str]:
+    def _comparable(
+        self, audits: list[PastAudit], name: str, of_data: bool
+    ) -> tuple[list[PastAudit], str]:
         """The audits whose figures of a set mean the same as tonight's; why there are none."""
         if not audits:
             return [], "There is no earlier audit to hold it against."
@@ -152,9 +150,9 @@ class Judge:
         if not known:
             return [], f"{audits[-1].name} had no set {name}: there is nothing to hold it against."
         settings = self._tonight.settings
-        found = [one for one in known if not setting_changes(settings, one.record, name)]
-        why = setting_changes(settings, known[-1].record, name)[:3]
-        return found, f"Not comparable with {known[-1].name}: {'; '.join(why)}."
+        why = [changes_for(name, settings, one.record, of_data) for one in known]
+        found = [one for one, changes in zip(known, why, strict=True) if not changes]
+        return found, f"Not comparable with {known[-1].name}: {'; '.join(why[-1][:3])}."
 
     def _compared(self, target: Target, audits: list[PastAudit]) -> Finding:
         """A distance from the baseline, or a figure beside the median of theirs."""
@@ -181,7 +179,7 @@ class Judge:
             return Finding(None, text=text, is_comparable=False, baselines=names)
         found = drift(before, now)
         text = (
-            f"The median is {10**found.shift:.3g} times that of {names[-1]}; values lie "
+            f"The median is {10**found.shift:.3g} times that of the baseline; values lie "
             f"{found.wasserstein:.3g} decades apart on average."
         )
         return Finding(found.ks, text=text, baselines=names)

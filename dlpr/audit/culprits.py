@@ -85,7 +85,7 @@ def culprits(
         return environments.weakest_of(repeated.structures[:n])
     if of in ERRORS and target.check.quantity == "forces":
         store = tonight.structures[target.set]
-        return worst_forces(tonight.groups[target.set], store, n, target.group)
+        return worst_forces(tonight.results[target.set], store, n, target.group)
     score = _structure_scores(tonight, target)
     order = np.argsort(score, kind="stable")[:n]
     return environments.weakest_of(order[score[order] < np.inf])
@@ -93,7 +93,7 @@ def culprits(
 
 def _structure_scores(tonight: Tonight, target: Target) -> FloatArray:
     """(n_structures,) lowest for those to look at first; inf for those that are not meant."""
-    store, result = tonight.structures[target.set], tonight.groups[target.set]
+    store, result = tonight.structures[target.set], tonight.results[target.set]
     score: FloatArray = read(result, "structure_pr")
     if target.check.of in ERRORS:
         errors = np.abs(structure_errors(result)) / np.diff(store.structure_offset)

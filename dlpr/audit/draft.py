@@ -66,7 +66,8 @@ class Found:
     def text(self) -> str:
         """Counts, species and groups."""
         symbols = " ".join(chemical_symbols[z] for z in sorted(self.species))
-        told = f"{self.n_files} files, {self.n_structures} structures, {self.n_atoms} atoms"
+        files = f"{self.n_files} file{'s' * (self.n_files > 1)}"
+        told = f"{files}, {self.n_structures} structures, {self.n_atoms} atoms"
         groups = sorted(self.texts[self.group_by]) if self.group_by else []
         shown = ", ".join(groups[:8]) + (f" and {len(groups) - 8} more" * (len(groups) > 8))
         return f"{told}; species {symbols}" + (f"; groups {shown}" if groups else "")
@@ -108,10 +109,11 @@ def draft(files: Sequence[str], folder: Path) -> str:
     base = survey([train])
     known = {name: survey(sources) for name, sources in sets.items()}
     test = [
-        f"  {name}:                            # {known[name].text}\n"
-        f"    files: [{', '.join(_patterns(sources, folder))}]\n{_reading(known[name])}"
+        f"  # {known[name].text}\n"
+        f"  {name}:\n"
+        f"    files: [{', '.join(_patterns(sources, folder))}]\n{_reading(known[name], 4)}"
         for name, sources in sets.items()
-    ] or ["  train: train                     # the training set is a test set, too\n"]
+    ] or ["  train: train                       # the training set is a test set, too\n"]
     labelled = [name for name, one in known.items() if one.n_energies or one.energy_key]
     uncertainty = (
         f"uncertainty: {{set: {labelled[0]}}}" if labelled else "# uncertainty: {set: NAME}"
@@ -119,7 +121,7 @@ def draft(files: Sequence[str], folder: Path) -> str:
     return _TEXT.format(
         about=base.text,
         train=_quoted(_relative(train.path, folder)),
-        reading=_reading(base),
+        reading=_reading(base, 2),
         test="".join(test),
         uncertainty=uncertainty,
         checks=_ERRORS.format(name=labelled[0]) if labelled else "",
@@ -154,12 +156,12 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _reading(found: Found) -> str:
+def _reading(found: Found, indent: int) -> str:
     lines = ""
     if found.group_by:
-        lines += f"    group_by: {_quoted(found.group_by)}\n"
+        lines += f"{' ' * indent}group_by: {_quoted(found.group_by)}\n"
     if found.energy_key:
-        lines += f"    keys: {{energy: {_quoted(found.energy_key)}}}\n"
+        lines += f"{' ' * indent}keys: {{energy: {_quoted(found.energy_key)}}}\n"
     return lines
 
 
@@ -183,8 +185,9 @@ _TEXT = """\
 title: Nightly rigidity audit
 history: audits                      # a folder for each audit, and work/, which makes nights short
 
-train:                               # {about}
-    files: [{train}]
+# {about}
+train:
+  files: [{train}]
 {reading}
 test:                                # globs: new and grown files are picked up
 {test}
@@ -201,7 +204,7 @@ model:
 cluster:
   local: {{}}
 
-{uncertainty}              # by whose errors rigidities become meV/atom
+{uncertainty}     # by whose errors rigidities become meV/atom
 
 baseline: last                       # the last one without a failure; or a name, {{last: 5}}
 busy: refuse                         # or wait, while another audit writes into the history

@@ -17,6 +17,7 @@ from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
 from dlpr.audit.tonight import look
 from dlpr.engine.events import Event, Listener
+from dlpr.engine.output import without_secrets
 from dlpr.engine.pipeline import Pipeline
 from dlpr.store.files import write_json
 
@@ -94,9 +95,10 @@ def _made(
     from dlpr.audit.page import write_page
 
     result = finished(steps)
-    before = history.baseline(spec.baseline)
-    tonight = look(spec, steps, result, before[-1] if before else None)
-    judge = Judge(tonight, history)
+    baselines = history.baseline(spec.baseline)
+    before = baselines[-1] if baselines else None
+    tonight = look(spec, steps, result, before)
+    judge = Judge(tonight, history, baselines)
     checks = judge.records()
     judge.flag_worst()
     record = AuditRecord(
@@ -105,7 +107,7 @@ def _made(
         begun=begun,
         ended=_now(),
         verdict=worst_verdict([check.verdict for check in checks]),
-        baseline=before[-1].name if before else None,
+        baseline=before.name if before else None,
         checks=checks,
         sets=list(tonight.view.sets.values()),
         flagged=judge.flagged.environments,
@@ -116,7 +118,9 @@ def _made(
     with history.publishing(name, tonight.result) as folder:
         write_json(folder / RECORD, record.model_dump(mode="json"))
         tonight.view.distributions.save(folder / DISTRIBUTIONS)
-        (folder / SPEC).write_text(yaml.safe_dump(spec.resolved(), sort_keys=False))
+        (folder / SPEC).write_text(
+            yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
+        )
         write_flagged(record, result, folder)
         write_page(record, folder)
     return record

@@ -20,6 +20,8 @@ class Repeats:
     """(n,) those that repeat"""
     files: list[tuple[str, str, int]]
     """file that repeats, file that it repeats, how many structures; most first"""
+    example: str
+    """the first of them, by its frame"""
 
     @property
     def n(self) -> int:
@@ -36,7 +38,7 @@ class Repeats:
             for file, other, count in self.files[:3]
         ]
         more = f" and {len(self.files) - 3} more pairs of files" * (len(self.files) > 3)
-        return ", ".join(told) + more
+        return ", ".join(told) + more + f" ({self.example})"
 
 
 def repeats(own: StructureStore, of: StructureStore | None = None) -> Repeats:
@@ -60,11 +62,18 @@ def repeats(own: StructureStore, of: StructureStore | None = None) -> Repeats:
         found = np.flatnonzero(known[place] == digests)
         original, other = first[place[found]], of
     if not len(found):
-        return Repeats(found, [])
+        return Repeats(found, [], "")
     (file, names), (other_file, other_names) = own.sources(), other.sources()
     pairs = Counter(zip(file[found].tolist(), other_file[original].tolist(), strict=True))
     files = [(names[a], other_names[b], count) for (a, b), count in pairs.most_common()]
-    return Repeats(found, files)
+    pair = [
+        f"frame {store.structure('source_frame', index)} of {Path(path).name}"
+        for store, index, path in (
+            (own, int(found[0]), names[file[found[0]]]),
+            (other, int(original[0]), other_names[other_file[original[0]]]),
+        )
+    ]
+    return Repeats(found, files, f"the first: {pair[0]} is {pair[1]}")
 
 
 def _digests(store: StructureStore) -> NDArray[np.void]:

@@ -88,7 +88,7 @@ class Check(Section):
     of: Measure
     set: Line = Field(default=EVERY, description='the name of a set, or "*" for each')
     quantile: Fraction | None = Field(default=None, description="a number from 0 to 1")
-    share_below: Number | None = Field(default=None, description="a number >= 0")
+    share_below: Positive | None = Field(default=None, description="a number > 0")
     group: Line | None = Field(default=None, description='the name of a group, or "*" for each')
     species: Symbol | Literal["*"] | None = Field(
         default=None, description='a symbol such as Si, or "*" for each'

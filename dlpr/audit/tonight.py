@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import zarr
@@ -69,7 +69,7 @@ class View:
         if check.of == "unseen":
             place = (target.group, target.species)
             own = [one for one in self.sets[name].groups if (one.group, one.species) == place]
-            return float(own[0].n_unseen) if own else None
+            return float(own[0].n_unseen) if own else 0.0
         if check.of not in DISTRIBUTED or (check.of == "uncertainty" and self.scale is None):
             return None
         scale = self.scale if check.of == "uncertainty" else None
@@ -102,12 +102,17 @@ class Tonight:
     result: StageFolder
     structures: dict[str, StructureStore]
     """of the training set and of each rated set"""
-    groups: dict[str, zarr.Group]
-    """results of the rated sets"""
+    results: dict[str, zarr.Group]
+    """of the rated sets"""
     environments: dict[str, Environments]
-    settings: Json = field(default_factory=dict)
-    """see `dlpr.audit.changes.settings_of`"""
-    conventions: Json = field(default_factory=dict)
+    conventions: Json
+    """of the record"""
+
+    @property
+    def settings(self) -> Json:
+        """See `dlpr.audit.changes.settings_of`."""
+        found: Json = self.conventions["settings"]
+        return found
 
 
 def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | None) -> Tonight:
@@ -122,68 +127,81 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
     before : PastAudit, optional
         What says which files are new.
     """
-    stage = StageFolder(result.path.resolve().parent)
-    groups = {name: result.open(name) for name in spec.rated()}
-    names = list(dict.fromkeys(["train", *groups]))
+    results = {name: result.open(name) for name in spec.rated()}
+    names = list(dict.fromkeys(["train", *results]))
     structures = {name: open_structures(steps.ingest(name)) for name in names}
-    factor: Any = next(iter(groups.values())).attrs["factor"]
-    environments = {
-        name: Environments(name, group, float(factor["mu"])) for name, group in groups.items()
-    }
-    scale, calibration = _scale(spec, result, groups)
-    distributions, records = Distributions(), {}
-    inputs = {name: inputs_of(steps.index(name).settings["sources"]) for name in names}
-    old: Json = {} if before is None else before.record.conventions["inputs"]
-    for name in names:
-        n_new, n_changed = file_changes(inputs[name], old.get(name, {}))
-        store = structures[name]
-        found: list[GroupRecord] = _counts(store)
-        if name in groups:
-            summary = summary_of(stage, name)
-            distributions.sketches |= distributions_of(name, summary, groups[name])
-            if scale is not None and scale.measure == CERTAINTY:
-                distributions.sketches |= _certainties(environments[name])
-            found = group_records(distributions, name, summary, scale)
-        records[name] = SetRecord(
-            name=name,
-            role=_role(spec, name),
-            n_files=len(inputs[name]),
-            n_new_files=n_new,
-            n_changed_files=n_changed,
-            n_structures=store.n_structures,
-            n_environments=store.n_environments,
-            groups=found,
-            errors=error_records(groups[name], store) if name in groups else [],
-        )
-    settings = settings_of(steps.job)
     root: Json = dict(zarr.open_group(str(result.path), mode="r").attrs)
+    of_set: Json = dict(next(iter(results.values())).attrs)
+    factor = of_set["factor"]
+    environments = {
+        name: Environments(name, one, float(factor["mu"])) for name, one in results.items()
+    }
+    scale, calibration = _scale(spec, result, results)
     conventions = {
         "job": root["job"],
         "versions": root["versions"],
         "factor": factor,
-        "settings": settings,
-        "inputs": inputs,
+        "settings": settings_of(steps.job),
+        "inputs": {name: inputs_of(steps.index(name).settings["sources"]) for name in names},
         "uncertainty": calibration,
     }
-    view = View(records, distributions, scale)
-    return Tonight(spec, view, stage, structures, groups, environments, settings, conventions)
+    tonight = Tonight(
+        spec=spec,
+        view=View({}, Distributions(), scale),
+        result=StageFolder(result.path.resolve().parent),
+        structures=structures,
+        results=results,
+        environments=environments,
+        conventions=conventions,
+    )
+    old: Json = {} if before is None else before.record.conventions["inputs"]
+    for name in names:
+        tonight.view.sets[name] = _look_at_set(tonight, name, old.get(name, {}))
+    return tonight
 
 
-def _role(spec: AuditSpec, name: str) -> Literal["train", "test", "pool"]:
+def _look_at_set(tonight: Tonight, name: str, before: dict[str, str]) -> SetRecord:
+    """The record of a set, whose distributions are put among those of all."""
+    store, inputs = tonight.structures[name], tonight.conventions["inputs"][name]
+    distributions, scale = tonight.view.distributions, tonight.view.scale
+    groups, errors = _counts(store), []
+    if name in tonight.results:
+        result = tonight.results[name]
+        summary = summary_of(tonight.result, name)
+        distributions.sketches |= distributions_of(name, summary, result)
+        if scale is not None and scale.measure == CERTAINTY:
+            distributions.sketches |= _certainties(tonight.environments[name])
+        groups = group_records(distributions, name, summary, scale)
+        errors = error_records(result, store)
+    n_new, n_changed = file_changes(inputs, before)
+    return SetRecord(
+        name=name,
+        role=_role(name),
+        n_files=len(inputs),
+        n_new_files=n_new,
+        n_changed_files=n_changed,
+        n_structures=store.n_structures,
+        n_environments=store.n_environments,
+        groups=groups,
+        errors=errors,
+    )
+
+
+def _role(name: str) -> Literal["train", "test", "pool"]:
     if name == POOL:
         return "pool"
     return "train" if name == "train" else "test"
 
 
 def _scale(
-    spec: AuditSpec, result: Result, groups: dict[str, zarr.Group]
+    spec: AuditSpec, result: Result, results: dict[str, zarr.Group]
 ) -> tuple[Scale | None, Json | None]:
     """The scale of uncertainties, and how it was found."""
     if spec.uncertainty is None:
         return None, None
     name, method = spec.uncertainty.set, spec.uncertainty.method
     (fit,) = calibrate(result, name, method).fits
-    scale = Scale(fit.scale, CERTAINTY if RESIDUAL in groups[name] else "lpr")
+    scale = Scale(fit.scale, CERTAINTY if RESIDUAL in results[name] else "lpr")
     about = {"a": scale.a, "measure": scale.measure, "set": name, "method": method, "n": fit.n}
     return scale, about
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ase.data import chemical_symbols
 
-from dlpr.audit.spec import Check, Relative
+from dlpr.audit.spec import ERRORS, EVERY, Check, Relative
 
 QUANTITY = {
     "lpr": "LPR",
@@ -55,13 +55,21 @@ MEANING = {
 }
 
 
+def unit_of(check: Check) -> str:
+    """Of a check's figure; nothing for shares, rigidities and distances."""
+    if check.of in ERRORS:
+        return "meV/atom" if check.quantity == "energy" else "meV/Å"
+    return UNITS.get(check.of, "") if check.share_below is None else ""
+
+
 def name_of(check: Check, name: str, group: str | None, species: int | None) -> str:
     """A sentence for what a check is about, in the user's words where there are any."""
     among = [group, chemical_symbols[species] if species else None]
     told = ", ".join(one for one in among if one)
     place = name + (f" ({told})" if told else "")
     if check.name is not None:
-        return check.name if not place or check.set == name else f"{check.name}: {place}"
+        is_one_of_many = EVERY in (check.set, check.group, check.species) and place
+        return f"{check.name}: {place}" if is_one_of_many else check.name
     return f"{place}: {_figure(check)}" if place else _figure(check)
 
 
@@ -71,7 +79,7 @@ def _figure(check: Check) -> str:
     if check.share_below is not None:
         unit = f" {UNITS[check.of]}" if check.of in UNITS else ""
         return f"share with {QUANTITY[check.of]} below {check.share_below:g}{unit}"
-    if check.of in ("rmse", "mae"):
+    if check.of in ERRORS:
         return f"{check.of.upper()} of {'energies' if check.quantity == 'energy' else 'forces'}"
     return _NAMES[check.of]
 
@@ -82,7 +90,7 @@ def measure_of(check: Check) -> str:
         return f"{check.of}.q{check.quantile:g}"
     if check.share_below is not None:
         return f"{check.of}.below{check.share_below:g}"
-    return f"{check.of}.{check.quantity}" if check.of in ("rmse", "mae") else check.of
+    return f"{check.of}.{check.quantity}" if check.of in ERRORS else check.of
 
 
 def expected(check: Check, baselines: list[str]) -> str:

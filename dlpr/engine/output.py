@@ -35,14 +35,14 @@ def write_job(output: Path, job: Job) -> None:
     record = {
         "format_version": FORMAT_VERSION,
         "base": str(job.base),
-        "job": _without_secrets(job.resolved()),
+        "job": without_secrets(job.resolved()),
         "kernel": planned_kernel(output),
     }
     if found != record:
         write_json(output / JOB, record)
 
 
-def _without_secrets(job: dict[str, Any]) -> dict[str, Any]:
+def without_secrets(job: dict[str, Any]) -> dict[str, Any]:
     """A job without what the environment of worker jobs may hold: others may read the folder."""
     cluster = {kind: {**spec} for kind, spec in job["cluster"].items()}
     for spec in cluster.values():

@@ -221,40 +221,70 @@ def _columns(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(len(array), -1).T
 
 
-def _write_chemiscope(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:
-    import chemiscope
+Values = dict[str, tuple[str, NDArray[np.float64], str]]
+"""Properties by name: "atom" or "structure", numbers, what they are."""
 
-    scope: Any = chemiscope
+
+def _write_chemiscope(file: BinaryIO, of_set: SetStructures, chosen: range) -> None:
     frames = [of_set.frame(index) for index in chosen]
     lpr = np.concatenate([frame.arrays["lpr"] for frame in frames])
-    with np.errstate(divide="ignore"):
-        values = {
-            "lpr": ("atom", lpr, "local prediction rigidity of the environment"),
-            "log10 lpr": ("atom", np.log10(lpr), "its decimal logarithm"),
-            "pr": (
-                "structure",
-                np.array([frame.info["structure_pr"] for frame in frames]),
-                "prediction rigidity of the structure, in the model's own convention",
-            ),
-        }
+    pr = np.array([frame.info["structure_pr"] for frame in frames])
+    what = "prediction rigidity of the structure, in the model's own convention"
+    values: Values = {**lpr_values(lpr), "pr": ("structure", pr, what)}
     if all("committee_variance" in frame.arrays for frame in frames):
         variance = np.concatenate([frame.arrays["committee_variance"] for frame in frames])
         what = "variance over a committee of the environment's energy, eV^2"
         values["committee variance"] = ("atom", variance, what)
+    words = {"group": [str(frame.info["group"]) for frame in frames]}
+    shown = [
+        (k, atom, of_set.cutoff) for k, frame in enumerate(frames) for atom in range(len(frame))
+    ]
+    write_chemiscope(file, of_set.name, frames, shown, values, words)
+
+
+def lpr_values(lpr: NDArray[np.float64]) -> Values:
+    """Rigidities of environments, and the logarithm by which chemiscope colours."""
+    with np.errstate(divide="ignore"):
+        logarithm = np.log10(lpr)
+    return {
+        "lpr": ("atom", lpr, "local prediction rigidity of the environment"),
+        "log10 lpr": ("atom", logarithm, "its decimal logarithm"),
+    }
+
+
+def write_chemiscope(
+    file: BinaryIO,
+    name: str,
+    frames: list[Any],
+    environments: list[tuple[int, int, float]],
+    values: Values,
+    words: dict[str, list[str]],
+) -> None:
+    """Write structures for chemiscope.
+
+    Parameters
+    ----------
+    file : binary file
+    name : str
+        Of the data set.
+    frames : list of Atoms
+    environments : list of (frame, atom, cutoff)
+        Those that have values, in their order.
+    values : dict
+        With those of `lpr_values`.
+    words : dict
+        Properties of structures that are text.
+    """
+    import chemiscope
+
+    scope: Any = chemiscope
     properties: Json = {
         name: {"target": target, "values": _finite(array), "description": description}
         for name, (target, array, description) in values.items()
     }
-    properties["group"] = {
-        "target": "structure",
-        "values": [str(frame.info["group"]) for frame in frames],
-    }
-    data = scope.create_input(
-        frames,
-        properties=properties,
-        environments=scope.all_atomic_environments(frames, of_set.cutoff),
-    )
-    data["meta"]["name"] = of_set.name
+    properties |= {name: {"target": "structure", "values": text} for name, text in words.items()}
+    data = scope.create_input(frames, properties=properties, environments=environments)
+    data["meta"]["name"] = name
     data["settings"] = {"target": "atom"}
     if np.isfinite(properties["log10 lpr"]["values"]).any():
         data["settings"]["structure"] = [{"color": {"property": "log10 lpr"}}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from dlpr.descriptors import Descriptor, members
+from dlpr.descriptors.neighbours import Surroundings
 from dlpr.errors import CorruptPartError, InputError, StoreError
 from dlpr.handles import Result
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.folder import StageFolder
+from dlpr.structures.frames import Piece
 
 PICTURE_CUTOFF = 3.5
 """Å of the environments that are drawn where no descriptor says how large they are."""
@@ -24,12 +27,31 @@ FORCES = {"environment_pr_forces": "pr_forces", "environment_forces": "predicted
 """Names of what a result has of forces, where it has any."""
 CHEMISCOPE_ATOMS = 100_000
 """Atoms that chemiscope shows at most: it holds all of them, and their text, in memory."""
+WHOLE_ATOMS = 500
+"""A structure of more atoms is cut around an environment that is to be looked at."""
 
 
 def _picture_cutoff(calculator: Descriptor) -> float:
     """Radius of the smallest environment that a descriptor looks at."""
     found = [member.cutoff for member in members(calculator) if 0 < member.cutoff < np.inf]
     return min(found, default=PICTURE_CUTOFF)
+
+
+def neighbours(
+    piece: Piece, atom: int, cutoff: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What is within a cutoff of an atom, periodic images included.
+
+    Returns
+    -------
+    atom : (n,) int64
+        Rows of the piece's atoms that the neighbours are, or are images of.
+    vector : (n, 3)
+        Å, from the atom to each.
+    """
+    species = np.unique(piece.species).tolist()
+    around = Surroundings([piece], [np.array([atom])], cutoff, species).neighbours(0, 1)
+    return around.atom, np.nan_to_num(around.direction * around.distance).T
 
 
 class SetStructures:
@@ -60,6 +82,7 @@ class SetStructures:
         names = [key for key in FORCES if key in group]
         self._forces = {FORCES[key]: self._column(group, key) for key in names}
         self._source_file, self._source_files = self._store.sources()
+        self._source_frame = self._store.over_structures("source_frame")
         # a part without any force has no array of forces
         receipts = self._store.folder.receipts()
         counts = [receipt.facts["n_structures"] for receipt in receipts]
@@ -103,6 +126,68 @@ class SetStructures:
                 f"or write extxyz for OVITO."
             )
 
+    def find(self, file: str, frame: int) -> int:
+        """The structure that a frame of a source file has become.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        is_file = np.array(self._source_files) == file
+        found = np.flatnonzero(is_file[self._source_file] & (self._source_frame == frame))
+        if len(found) == 0:
+            raise InputError(f"{self.name} has no structure of frame {frame} of {file}.")
+        return int(found[0])
+
+    def environment(self, index: int, atom: int) -> Any:
+        """One environment as a structure that people can look at.
+
+        Parameters
+        ----------
+        index : int
+            Of the structure.
+        atom : int
+            In the source's order.
+
+        Returns
+        -------
+        Atoms
+            The whole structure where it has `WHOLE_ATOMS` or fewer, else all atoms and periodic
+            images within two cutoffs, without a cell. Arrays ``lpr``, ``prior_ratio``,
+            ``source_atom`` and ``is_flagged``, 1 for the environment's own atom, 0 elsewhere.
+        """
+        start, stop = (int(edge) for edge in self._store.structure_offset[index : index + 2])
+        if stop - start <= WHOLE_ATOMS:
+            piece = replace(self._store.whole(index), centre=np.array([atom]))
+        else:
+            piece = self._cut(index, start, stop, atom)
+        source = np.arange(stop - start) if piece.atom is None else piece.atom
+        atoms: Any = Atoms(piece.species, piece.position, cell=piece.cell, pbc=piece.pbc)
+        atoms.set_array("lpr", self._lpr.take(start + source))
+        atoms.set_array("prior_ratio", self._ratio.take(start + source))
+        atoms.set_array("source_atom", source)
+        flagged = np.zeros(len(atoms), np.int64)
+        flagged[piece.centre] = 1
+        atoms.set_array("is_flagged", flagged)
+        atoms.info["group"] = self.group(index)
+        return atoms
+
+    def _cut(self, index: int, start: int, stop: int, atom: int) -> Piece:
+        """Atoms and images within two cutoffs of one atom."""
+        store, radius = self._store, 2.0 * self.cutoff
+        if store.is_sorted_by_space(index):
+            stored = start + int(np.argmax(store.read("source_atom", start, stop) == atom))
+            return store.pieces(stored, stored + 1, radius)[0]
+        whole = store.whole(index)
+        near, vector = neighbours(whole, atom, radius)
+        near = np.concatenate([[atom], near])
+        position = whole.position[atom] + np.vstack([np.zeros(3), vector])
+        species = whole.species[near]
+        return Piece(
+            position, species, np.zeros((3, 3)), np.zeros(3, bool), np.zeros(1, int), atom=near
+        )
+
     def frame(self, index: int) -> Any:
         """One structure in its source's order of atoms, rigidities among its arrays."""
         store = self._store
@@ -136,7 +221,7 @@ class SetStructures:
         atoms.info["structure_pr"] = self.structure_pr(index)
         atoms.info["group"] = self.group(index)
         atoms.info["source_file"] = self._source_files[self._source_file[index]]
-        atoms.info["source_frame"] = int(store.structure("source_frame", index))
+        atoms.info["source_frame"] = int(self._source_frame[index])
         return atoms
 
 
@@ -159,6 +244,16 @@ class _Rows:
             found.append(self._held[row : row + stop - start])
             start += len(found[-1])
         return np.concatenate(found)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows in any order, each chunk read once."""
+        found = np.empty((len(rows), *self._held.shape[1:]))
+        chunks = rows // self._size
+        for chunk in np.unique(chunks).tolist():
+            own = np.flatnonzero(chunks == chunk)
+            first, last = int(rows[own].min()), int(rows[own].max()) + 1
+            found[own] = self.read(first, last)[rows[own] - first]
+        return found
 
     def _read_chunk(self, chunk: int) -> NDArray[np.float64]:
         try:

@@ -73,3 +73,5 @@ class Piece:
     row: NDArray[np.int64] | None = None
     """(n_centres,) numbers of the centres among all environments of the set in source order; None:
     not asked for"""
+    atom: NDArray[np.int64] | None = None
+    """(n_atoms,) the atom of the source frame that each is, or is an image of; None: all in order"""

@@ -241,7 +241,8 @@ def cut_cluster(
     row, is_centre = row[order], is_centre[order]
     centre = np.flatnonzero(is_centre)
     centre = centre[np.argsort(row[centre])]
-    return Piece(moved[order], species[row], np.zeros((3, 3)), np.zeros(3, np.bool_), centre)
+    open_box = np.zeros((3, 3)), np.zeros(3, np.bool_)
+    return Piece(moved[order], species[row], *open_box, centre, atom=source[row])
 
 
 def _surroundings(

@@ -41,9 +41,9 @@ CHECKS: list[dict[str, Any]] = [
 def mixed(n: int, seed: int, group: str) -> Any:
     frames = crystals(n, seed, 0.2 if group == "hot" else 0.1, group)
     rng = np.random.default_rng(seed)
+    long = frames[1] * (4, 1, 1)
+    frames[1] = long[rng.permutation(len(long))]  # stored by space, see `run`
     for k, atoms in enumerate(frames):
-        if k == 1:
-            atoms *= (2, 1, 1)  # stored by space, see `run`
         atoms.numbers[rng.permutation(len(atoms))[: 1 + k % 3]] = GE
         atoms.set_array("forces", rng.normal(size=(len(atoms), 3)))
     return frames
@@ -250,6 +250,14 @@ def test_what_cannot_be_measured_does_not_pass(nights: Nights) -> None:
     ((_, found),) = alarms(record).items()
     assert (found.found, found.verdict) == (None, "fail")
     assert "nothing to measure" in found.meaning
+
+
+def test_a_check_keeps_the_name_that_its_user_gave(nights: Nights) -> None:
+    own = {"of": "lpr", "quantile": 0.5, "at_least": 0, "name": "firm enough"}
+    each = {**own, "group": "*"}
+    one = {**own, "set": "md"}
+    names = [check.name for check in nights.run(checks=[own, each, one]).checks]
+    assert names == ["firm enough: md", "firm enough: md (all)", "firm enough"]
 
 
 def test_an_unseen_species_is_found_where_it_is(nights: Nights) -> None:

@@ -101,18 +101,31 @@ def test_a_training_structure_in_a_test_set(quiet: Nights) -> None:
     ((key, check),) = alarms(quiet.run()).items()
     assert (key, check.found) == (("leakage", "md"), 3)
     assert "3 of md_002.xyz repeat cold.xyz" in check.meaning
+    assert "the first: frame 0 of md_002.xyz is frame 0 of cold.xyz" in check.meaning
 
 
 def test_a_changed_hyperparameter(quiet: Nights) -> None:
-    quiet.data["descriptor"]["soap"]["cutoff"]["radius"] = 3.2
+    quiet.data["descriptor"]["soap"]["cutoff"]["radius"] = 4.5
     record = quiet.run()
     ((key, check),) = alarms(record).items()
     assert (key, check.found) == (("settings", ""), 1)
-    assert "soap.cutoff.radius: 3.0 -> 3.2" in check.meaning
+    drift = record.checks[_index(record, "drift", "md")]
+    assert "Not comparable" in drift.meaning
+    assert "soap.cutoff.radius: 3.0 -> 4.5" in check.meaning
     features = next(one for one in record.work if one.stage == "features of train")
     assert features.n_computed == features.n_tasks
     assert "cutoff.radius" in features.reason
     assert not alarms(quiet.run())
+
+
+def test_data_that_are_lost_show_beside_changed_settings(quiet: Nights) -> None:
+    quiet.data["model"] = {"linear": {"regularizer": 1.0e-3}}
+    (quiet.path / "md_001.xyz").unlink()
+    found = alarms(quiet.run())
+    assert {key: one.found for key, one in found.items()} == {
+        ("lost", "md"): 320,
+        ("settings", ""): 1,
+    }
 
 
 def test_an_unchanged_night_does_nothing(quiet: Nights) -> None:

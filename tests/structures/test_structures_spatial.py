@@ -99,6 +99,11 @@ def test_every_environment_of_a_cut_is_that_of_the_frame(case, cutoff):
     assert not piece.pbc.any()
     assert not piece.cell.any()
     assert piece.species[piece.centre].tolist() == frame.species[start:stop].tolist()
+    assert piece.atom[piece.centre].tolist() == frame.order[start:stop].tolist()
+    image = (piece.position - position[piece.atom]) @ np.linalg.pinv(
+        np.where(pbc[:, None], cell, 0)
+    )
+    np.testing.assert_allclose(image, np.round(image), atol=1e-9)
     for stored, (species, vector) in zip(
         range(start, stop), surroundings(piece, cutoff), strict=True
     ):

@@ -1,0 +1,219 @@
+"""Diagrams of an audit's page: where everything goes, for the templates that draw it.
+
+Drawn by templates rather than by Matplotlib, they take fonts and colours, also those of the dark
+mode, from the page around them, and a page of a hundred of them takes no time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from dlpr.audit.record import Quantiles
+
+WIDTH = 340.0
+"""Of every diagram, in units of which a phone shows one in a pixel."""
+MARGIN = 10.0
+SPREADS = (0.01, 0.99), (0.05, 0.95), (0.25, 0.75)
+"""Levels between which a distribution is drawn, the thinnest bar first."""
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_MOST_TICKS = 6
+_LARGEST = 1e100
+"""Numbers beyond it are drawn at the end of an axis, as infinite ones are."""
+_THINNEST = 6.0
+"""Width of a bar that would hardly be seen."""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A few digits, as people write them."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{float(f'{value:.{digits}g}'):,.10g}".replace("-", "−")
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".").replace("-", "−")
+    power = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Numbers along a line of a drawing."""
+
+    low: float
+    high: float
+    is_logarithmic: bool
+    start: float
+    stop: float
+    """Where ``low`` and ``high`` are drawn."""
+
+    def place(self, value: float) -> float:
+        """Where a number is drawn; one beyond the ends at the end."""
+        if self.is_logarithmic:
+            low, high = math.log(self.low), math.log(self.high)
+            value = math.log(value) if value > 0 else -math.inf
+        else:
+            low, high = self.low, self.high
+        part = min(max((value - low) / (high - low), 0.0), 1.0)
+        return round(self.start + part * (self.stop - self.start), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """A few round numbers: their places, and what they read."""
+        values, digits = (self._powers(), 1) if self.is_logarithmic else ([], 1)
+        if len(values) < 2:
+            values, digits = self._multiples()
+        return [(self.place(value), number(value, digits)) for value in values]
+
+    def _powers(self) -> list[float]:
+        """Powers of ten, and within few of them twice and five times each."""
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        step = max(1, math.ceil((last - first) / _MOST_TICKS))
+        fine = (1, 2, 5) if last - first <= 2 else (1,)
+        powers = (10.0**n for n in range(first, last + 1) if n % step == 0)
+        return self._shown(m * power for power in powers for m in fine)
+
+    def _multiples(self) -> tuple[list[float], int]:
+        """Multiples of a round step, and the digits that tell them apart."""
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+        first, last = math.floor(self.low / step), math.ceil(self.high / step)
+        values = self._shown(k * step for k in range(first, last + 1))
+        largest = max(map(abs, values))
+        return values, 1 + math.floor(math.log10(largest)) - math.floor(math.log10(power))
+
+    def _shown(self, values: Iterable[float]) -> list[float]:
+        return [v for v in values if self.low <= v <= self.high]
+
+
+def axis_of(
+    values: Iterable[float | None], is_logarithmic: bool, start: float, stop: float
+) -> Axis:
+    """An axis with room for all finite values; on a logarithmic one, for the positive ones."""
+    finite = [v for v in values if v is not None and abs(v) < _LARGEST]
+    if is_logarithmic:
+        finite = [v for v in finite if v > 1 / _LARGEST] or [1.0]
+        low, high = min(finite), max(finite)
+        room = max((high / low) ** 0.05, 1.2)
+        return Axis(low / room, high * room, True, start, stop)
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    room = max(0.08 * (high - low), 1e-6 * abs(high)) if high > low else 0.1 * abs(high) or 1.0
+    return Axis(low - room if low < 0 or low > room else 0.0, high + room, False, start, stop)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A distribution as a bar: from the thinnest to the thickest, the median, bounds of checks."""
+
+    label: str
+    note: str
+    bars: list[tuple[float, float]]
+    """Start and width of each of `SPREADS`."""
+    median: float | None
+    median_text: str
+    bounds: list[float]
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Distributions below one another, on one axis."""
+
+    title: str
+    caption: str
+    axis: Axis
+    strips: list[Strip]
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether a check has one here."""
+        return any(strip.bounds for strip in self.strips)
+
+
+def strips(
+    title: str,
+    caption: str,
+    axis: Axis,
+    rows: Sequence[tuple[str, str, Quantiles, Sequence[float]]],
+) -> Strips:
+    """Place distributions: label, note, quantiles, and bounds of checks, of each."""
+    return Strips(title, caption, axis, [_strip(axis, *row) for row in rows])
+
+
+def _strip(
+    axis: Axis, label: str, note: str, quantiles: Quantiles, bounds: Sequence[float]
+) -> Strip:
+    at = dict(zip(quantiles.levels, map(axis.place, quantiles.values), strict=False))
+    bars = []
+    for low, high in SPREADS:
+        if low in at and high in at:
+            width = max(at[high] - at[low], _THINNEST)
+            bars.append((round(0.5 * (at[low] + at[high] - width), 1), round(width, 1)))
+    value = dict(zip(quantiles.levels, quantiles.values, strict=False)).get(0.5)
+    return Strip(
+        label, note, bars, at.get(0.5), number(value), [axis.place(bound) for bound in bounds]
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over audits or picks; where there is none, the line is broken."""
+
+    name: str
+    lines: list[str]
+    """Points of each unbroken piece, as SVG has them."""
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over one horizontal axis of equal steps."""
+
+    title: str
+    axis: Axis
+    curves: list[Curve]
+    ends: tuple[str, str]
+    """What the first and the last step are."""
+    bound: float | None
+    caption: str
+
+
+HEIGHT = 110.0
+LEFT = 58.0
+_TOP, _BOTTOM = 12.0, 24.0
+
+
+def chart(
+    title: str,
+    curves: Mapping[str, Sequence[float | None]],
+    ends: tuple[str, str],
+    is_logarithmic: bool,
+    bound: float | None = None,
+    caption: str = "",
+) -> Chart:
+    """Place curves, all from the first step on."""
+    values = [value for curve in curves.values() for value in curve]
+    axis = axis_of([*values, bound], is_logarithmic, HEIGHT - _BOTTOM, _TOP)
+    steps = max(map(len, curves.values()))
+    found = [_curve(axis, name, of_curve, steps) for name, of_curve in curves.items()]
+    return Chart(title, axis, found, ends, None if bound is None else axis.place(bound), caption)
+
+
+def _curve(axis: Axis, name: str, values: Sequence[float | None], steps: int) -> Curve:
+    width = WIDTH - LEFT - 2 * MARGIN
+    places = [
+        None
+        if value is None or math.isnan(value)
+        else (round(LEFT + MARGIN + width * step / max(steps - 1, 1), 1), axis.place(value))
+        for step, value in enumerate(values)
+    ]
+    pieces = [
+        " ".join(f"{place[0]:g},{place[1]:g}" for place in piece if place)
+        for is_there, piece in groupby(places, key=bool)
+        if is_there
+    ]
+    return Curve(name, pieces, [place for place in places if place])

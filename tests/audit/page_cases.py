@@ -1,0 +1,236 @@
+"""A record of an audit with all that is hard to show, and the page that is made of it."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase.build import bulk
+
+from dlpr.audit.flagged import FLAGGED
+from dlpr.audit.page import write_page
+from dlpr.audit.record import (
+    AuditRecord,
+    CheckRecord,
+    ErrorRecord,
+    FlaggedEnvironment,
+    GroupRecord,
+    NextRecord,
+    PickRecord,
+    Quantiles,
+    SeriesRecord,
+    SetRecord,
+    WorkRecord,
+)
+
+HOSTILE = (
+    """<script>alert("1")</script> '&amp; $\\alpha$ {{ 7 * 7 }} <img src=x onerror=alert(2)>"""
+)
+LEVELS = [0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0]
+INF = float("inf")
+
+
+def quantiles(middle: float) -> Quantiles:
+    return Quantiles(levels=LEVELS, values=[middle * 10.0**k for k in range(-4, 5)])
+
+
+NOTHING = Quantiles(levels=LEVELS, values=[])
+
+
+def group(name: str | None, species: int | None, middle: float) -> GroupRecord:
+    return GroupRecord(
+        group=name,
+        species=species,
+        n_environments=1234,
+        n_inf=1,
+        n_unseen=2,
+        lpr=quantiles(middle),
+        prior_ratio=quantiles(1e3 * middle),
+        uncertainty=Quantiles(levels=LEVELS[:5], values=[1.0, 2.0, 3.0, 4.0, 5.0]),
+    )
+
+
+def error(name: str | None) -> ErrorRecord:
+    return ErrorRecord(
+        quantity="energy per atom",
+        unit="meV/atom",
+        group=name,
+        n=12,
+        mae=3.25,
+        rmse=INF,
+        percentiles=quantiles(2.0),
+    )
+
+
+def one_set(name: str, role: Any, groups: list[GroupRecord], **more: Any) -> SetRecord:
+    counts = {"n_files": 3, "n_new_files": 1, "n_changed_files": 0, "n_structures": 40}
+    return SetRecord(name=name, role=role, groups=groups, n_environments=1234, **counts, **more)
+
+
+def flagged(number: int) -> FlaggedEnvironment:
+    return FlaggedEnvironment(
+        set="film",
+        file=f"/data/{HOSTILE}/film-{number}.extxyz",
+        frame=number,
+        atom=3,
+        species=14,
+        group=HOSTILE,
+        lpr=(0.0, 1e-7, INF)[number % 3],
+        prior_ratio=1.5,
+        uncertainty=(None, 250.0)[number % 2],
+        flags=["central_species", "something_new"],
+    )
+
+
+def check(name: str, verdict: Any, **more: Any) -> CheckRecord:
+    given = {
+        "set": "film",
+        "measure": "lpr.q0.05",
+        "expected": ">= 0.1",
+        "found": 0.01,
+        "bound": 0.1,
+    }
+    meaning = "What it says; look at `files`."
+    return CheckRecord(name=name, verdict=verdict, meaning=meaning, **{**given, **more})
+
+
+def series(measure: str, values: list[float | None], is_logarithmic: bool) -> SeriesRecord:
+    audits = [f"2026-11-{k + 1:02d}T02-00-00Z" for k in range(len(values))]
+    return SeriesRecord(
+        measure=measure, set="film", audits=audits, values=values, is_logarithmic=is_logarithmic
+    )
+
+
+def empty_record(**more: Any) -> AuditRecord:
+    """Nothing to say."""
+    given: dict[str, Any] = {
+        "name": "2026-11-30T02-00-05Z",
+        "title": "Silicon",
+        "begun": "2026-11-30T02:00:05+00:00",
+        "ended": "2026-11-30T02:07:00+00:00",
+        "verdict": "pass",
+        "baseline": None,
+        "conventions": {},
+    }
+    lists: dict[str, Any] = {name: [] for name in ("checks", "sets", "flagged", "series", "work")}
+    return AuditRecord(**{**given, **lists, **more})
+
+
+def full_record(n_flagged: int = 30) -> AuditRecord:
+    """Something of everything, hostile names and values that no axis holds among it."""
+    film = one_set(
+        "film",
+        "test",
+        [
+            group(None, None, 0.1),
+            *(group(HOSTILE, None, 0.2), group("bulk", None, 0.4)),
+            *(group(None, 14, 0.1), group(None, 32, 0.3)),
+            *(group(HOSTILE, 14, 0.2), group("bulk", 32, 0.4)),
+        ],
+        errors=[error(None), error(HOSTILE), error("bulk")],
+    )
+    silent = group(None, None, 1.0).model_copy(
+        update={"lpr": NOTHING, "prior_ratio": NOTHING, "uncertainty": None}
+    )
+    checks = [
+        check("films hold", "pass", measure="drift", found=None, bound=None),
+        check("films are known", "fail", flagged=list(range(10))),
+        check(
+            HOSTILE, "warn", group=HOSTILE, species=14, found=INF, baseline=12345.6, flagged=[29]
+        ),
+    ]
+    proposed = NextRecord(
+        objective="mean_variance",
+        before=9.0,
+        picks=[
+            PickRecord(file=HOSTILE, frame=k, group=HOSTILE, objective=8.0 - k) for k in range(3)
+        ],
+        baselines={"random": [9.0, 8.5, 8.4], "d_optimal": [8.0, 7.5, 7.0]},
+    )
+    return empty_record(
+        verdict="fail",
+        baseline="2026-11-29T02-00-05Z",
+        checks=checks,
+        sets=[one_set("train", "train", [silent]), film, one_set("pool", "pool", [])],
+        flagged=[flagged(k) for k in range(n_flagged)],
+        series=[
+            series("lpr.q0.05", [0.3, None, 0.1, 0.01], True),
+            series(f"lpr.q0.05 {HOSTILE} Si", [1.0, INF, 2.0], True),
+            series("drift", [0.0, 0.0, 0.0], False),
+            series("n_environments", [10.0], False),
+        ],
+        work=[
+            WorkRecord(stage="rows", n_tasks=2, n_computed=0, reason="reused", seconds=0.0),
+            WorkRecord(stage=HOSTILE, n_tasks=9, n_computed=4, reason=HOSTILE, seconds=1.25),
+        ],
+        next=proposed,
+        conventions={"versions": {"dlpr": "0.5.0"}, "inputs": {HOSTILE: HOSTILE}},
+    )
+
+
+def write_frames(folder: Path, n: int = 30) -> None:
+    """Environments of two species as `write_flagged` leaves them; the last is an isolated atom."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for k in range(n):
+        atoms = bulk("Si", cubic=True) if k < 20 else bulk("Si", cubic=True)[:1]
+        atoms.rattle(0.1, seed=k)
+        atoms.numbers[:3] = 32
+        atoms.numbers[3:4] = 1
+        atoms.set_array("lpr", 10.0 ** rng.uniform(-6, 0, len(atoms)))
+        atoms.arrays["lpr"][:2] = (0.0, INF)[: len(atoms)]
+        atoms.set_array("is_flagged", np.arange(len(atoms)) // (len(atoms) - 1 or 1))
+        atoms.pbc = k % 2 == 0 and len(atoms) > 1
+        atoms.info["cutoff"] = 4.5
+        frames.append(atoms)
+    ase.io.write(folder / FLAGGED, frames)
+
+
+def full_page(folder: Path) -> Path:
+    write_frames(folder)
+    return write_page(full_record(), folder)
+
+
+class Parsed(HTMLParser):
+    """A page taken apart; whatever is opened must be closed, in order."""
+
+    EMPTY = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.style = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        """What is read, in one line."""
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, *names: str) -> list[str]:
+        """Of some attributes."""
+        return [attrs[name] for _, attrs in self.tags for name in names if name in attrs]
