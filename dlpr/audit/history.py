@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -146,7 +147,7 @@ class History:
         """
         found = {audit.name: audit for audit in self.audits()}
         if name == LAST and found:
-            return list(found.values())[-1]
+            name = max(found)
         if name not in found:
             known = ", ".join(list(found)[-5:]) or "none yet"
             raise StoreError(f"{self.path} has no audit {name!r}; the latest are: {known}.")
@@ -154,15 +155,20 @@ class History:
 
     def last_good(self) -> PastAudit | None:
         """The newest audit in which no check failed; if all have failed, the newest."""
-        found = self.audits()[::-1]
-        good = (audit for audit in found if audit.record.verdict != "fail")
-        return next(good, found[0] if found else None)
+        return next(self._good(), self.newest())
+
+    def _good(self) -> Iterator[PastAudit]:
+        """Audits in which no check failed, newest first; only those that are asked for are read."""
+        return (audit for audit in self.audits()[::-1] if audit.record.verdict != "fail")
+
+    def newest(self) -> PastAudit | None:
+        """The last audit, if there is any."""
+        return next(iter(self.audits()[::-1]), None)
 
     def baseline(self, wanted: str | LastOnes) -> list[PastAudit]:
         """What an audit is held against: one audit, or the newest good ones; maybe none."""
         if isinstance(wanted, LastOnes):
-            good = [audit for audit in self.audits() if audit.record.verdict != "fail"]
-            return good[-wanted.last :]
+            return list(islice(self._good(), wanted.last))[::-1]
         if wanted != LAST:
             return [self.audit(wanted)]
         last = self.last_good()
@@ -183,11 +189,12 @@ class History:
         if busy == "refuse":
             try:
                 lease.acquire()
-            except OwnerError as error:
-                who = str(error).partition(": ")[2].partition(". ")[0]
+            except OwnerError:
+                owner = lease.owner() or {}
                 raise OwnerError(
-                    f"another audit writes into {self.path}: {who}. Wait for it, or let `busy: "
-                    f"wait` in the audit's file do so."
+                    f"another audit writes into {self.path}: process {owner.get('pid')} on "
+                    f"{owner.get('host')}. Wait for it, or let `busy: wait` in the audit's file do "
+                    f"so."
                 ) from None
         else:
             while not lease.try_acquire():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 
 from dlpr.api import finished, pipeline
 from dlpr.audit.checks import Judge
-from dlpr.audit.history import DISTRIBUTIONS, RECORD, SPEC, History, PastAudit
+from dlpr.audit.history import DISTRIBUTIONS, RECORD, SPEC, History
 from dlpr.audit.record import AuditRecord, Verdict, WorkRecord
 from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
@@ -25,13 +24,13 @@ from dlpr.store.files import write_json
 class WorkLog:
     """A listener that remembers, of every stage, what was computed and why."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._begun = clock, 0.0
+    def __init__(self) -> None:
+        self._begun = 0.0
         self._found: dict[str, WorkRecord] = {}
 
     def __call__(self, event: Event) -> None:
         if event.kind == "stage":
-            self._begun = self._clock()
+            self._begun = time.perf_counter()
             before = self._found.get(event.stage)  # of a stage that was mended
             self._found[event.stage] = WorkRecord(
                 stage=event.stage,
@@ -41,7 +40,7 @@ class WorkLog:
                 seconds=before.seconds if before else 0.0,
             )
         elif event.stage in self._found and event.kind in ("task", "done"):
-            one, now = self._found[event.stage], self._clock()
+            one, now = self._found[event.stage], time.perf_counter()
             more = {
                 "n_computed": one.n_computed + (event.kind == "task"),
                 "seconds": one.seconds + now - self._begun,
@@ -106,12 +105,12 @@ def _made(
         title=spec.title,
         begun=begun,
         ended=_now(),
-        verdict=worst_verdict([check.verdict for check in checks]),
+        verdict=_worst([check.verdict for check in checks]),
         baseline=before.name if before else None,
         checks=checks,
         sets=list(tonight.view.sets.values()),
         flagged=judge.flagged.environments,
-        series=series_of(name, tonight, checks, _newest(history)),
+        series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
         conventions=tonight.conventions,
     )
@@ -126,15 +125,10 @@ def _made(
     return record
 
 
-def worst_verdict(verdicts: list[Verdict]) -> Verdict:
+def _worst(verdicts: list[Verdict]) -> Verdict:
     """That of a whole audit."""
     order: tuple[Verdict, ...] = ("pass", "warn", "fail")
     return max(verdicts, key=order.index, default="pass")
-
-
-def _newest(history: History) -> PastAudit | None:
-    found = history.audits()
-    return found[-1] if found else None
 
 
 def _now() -> str:

@@ -26,6 +26,8 @@ CIVIDIS = (
 """Of low and high rigidity: alike for every kind of colour vision (Nunez et al. 2018)."""
 _BOND = 1.25
 """Atoms are drawn as bound up to this multiple of the sum of their covalent radii."""
+_SMALLEST = 0.7
+"""Å that a ball stands for at least: hydrogen would hide behind its letter."""
 _FAINTEST = 0.5
 
 
@@ -121,14 +123,15 @@ def sticks(atoms: Any, colors: Colors) -> Sticks:
     bonds = _bonds(numbers[rows], vectors)
     placed = _turned(vectors)
     lpr = atoms.arrays["lpr"][rows]
-    scale = 0.5 * SIZE / (np.abs(placed[:, :2]).max(initial=1.0) + 0.8)
+    scale = 0.5 * SIZE / (np.abs(placed[:, :2]).max(initial=0.5 * cutoff) + 0.8)
     nearness = np.interp(placed[:, 2], [placed[:, 2].min() - 1e-9, placed[:, 2].max()], [0, 1])
     opacity = np.round(_FAINTEST + (1 - _FAINTEST) * nearness, 2)
     x, y = (
         np.round(0.5 * SIZE + scale * placed[:, 0], 1),
         np.round(0.5 * SIZE - scale * placed[:, 1], 1),
     )
-    radius = np.round(0.42 * scale * covalent_radii[numbers[rows]] * (0.75 + 0.5 * nearness), 1)
+    size = np.maximum(covalent_radii[numbers[rows]], _SMALLEST)
+    radius = np.round(0.42 * scale * size * (0.75 + 0.5 * nearness), 1)
     balls = [
         Ball(
             x=float(x[k]),

@@ -36,7 +36,7 @@ _OF_SETS = {
     "do not rely on the model before such structures are labelled.",
 }
 _OF_GROUPS = {
-    "lpr": "The same by group, the least known first: label structures of the topmost.",
+    "lpr": "The same by group and species, the least known first: label structures of the topmost.",
     "prior_ratio": "How far the data go beyond knowing nothing, which is 1: a group that comes "
     "near it needs labels most.",
 }
@@ -87,7 +87,7 @@ def set_view(record: AuditRecord, one: SetRecord) -> SetView:
         if (has_groups and group.species is None) or (has_species and group.group is None)
     ]
     shown = sorted(parts, key=_lowest)[:MOST_ROWS]
-    rows = [(g.group or symbol(g.species), one.name, g) for g in shown]
+    rows = [(g.group or f"species {symbol(g.species)}", one.name, g) for g in shown]
     of_groups = [e for e in one.errors if e.group is not None and has_groups]
     errors = [(e.group or "", e) for e in of_groups[: MOST_ROWS * len(one.errors)]]
     return SetView(

@@ -74,4 +74,4 @@ class Piece:
     """(n_centres,) numbers of the centres among all environments of the set in source order; None:
     not asked for"""
     atom: NDArray[np.int64] | None = None
-    """(n_atoms,) the atom of the source frame that each is, or is an image of; None: all in order"""
+    """(n_atoms,) the atom of the source frame that each is or is an image of; None: all in order"""
