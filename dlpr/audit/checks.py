@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -12,7 +11,7 @@ from ase.data import atomic_numbers
 from dlpr.audit.changes import changes_for, lost_environments, setting_changes
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
 from dlpr.audit.history import History, PastAudit
-from dlpr.audit.record import CheckRecord
+from dlpr.audit.record import CheckRecord, Verdict
 from dlpr.audit.repeats import Repeats, repeats
 from dlpr.audit.spec import EVERY, OF_DATA, REPEATS, Check, Relative
 from dlpr.audit.tonight import Target, Tonight, View
@@ -88,7 +87,8 @@ class Judge:
     def _judge(self, target: Target) -> CheckRecord:
         check = target.check
         found = self._find(target)
-        verdict = self._verdict(check, found)
+        bound = _bound(check, found)
+        verdict = _verdict(check, found, bound)
         value, flagged = found.value, list[int]()
         if verdict != "pass":
             repeated = self._repeats_of(target) if check.of in REPEATS else None
@@ -103,23 +103,12 @@ class Judge:
             unit=unit_of(check),
             expected=expected(check, found.baselines),
             found=None if value is None or not np.isfinite(value) else value,
+            bound=bound,
             baseline=found.before,
             verdict=verdict,
             meaning=" ".join([MEANING[check.of], found.text]).strip(),
             flagged=flagged,
         )
-
-    def _verdict(self, check: Check, found: Finding) -> Literal["pass", "warn", "fail"]:
-        if not found.is_comparable:
-            return "pass"
-        bound = check.bound
-        if isinstance(bound, Relative):
-            assert found.before is not None
-            bound = bound.times * found.before
-        if found.value is None:
-            return check.on_failure
-        holds = found.value >= bound if check.at_least is not None else found.value <= bound
-        return "pass" if holds else check.on_failure
 
     def _find(self, target: Target) -> Finding:
         check = target.check
@@ -210,3 +199,22 @@ class Judge:
             own, train = (self._tonight.structures[name] for name in (target.set, "train"))
             self._repeats[key] = repeats(own, train if target.check.of == "leakage" else None)
         return self._repeats[key]
+
+
+def _bound(check: Check, found: Finding) -> float | None:
+    """What the figure is held against; None where nothing is comparable."""
+    if not found.is_comparable:
+        return None
+    if not isinstance(check.bound, Relative):
+        return check.bound
+    assert found.before is not None
+    return check.bound.times * found.before
+
+
+def _verdict(check: Check, found: Finding, bound: float | None) -> Verdict:
+    if bound is None:
+        return "pass"
+    if found.value is None:
+        return check.on_failure
+    holds = found.value >= bound if check.at_least is not None else found.value <= bound
+    return "pass" if holds else check.on_failure

@@ -236,6 +236,7 @@ def test_bounds_that_are_multiples(nights: Nights) -> None:
     before = {"checks": [{**measure, "at_most": {"times": 1.1}}], "baseline": {"last": 3}}
     (check,) = nights.run(**before).checks
     assert check.baseline == np.median(values)
+    assert check.bound == pytest.approx(1.1 * np.median(values))
     assert "median of 3 audits" in check.expected
     bound = {"times": 0.9, "of": names[0]}
     (check,) = nights.run(checks=[{**measure, "at_least": bound}]).checks
