@@ -35,7 +35,7 @@ def series_of(
     for one in tonight.view.sets.values():
         found |= _of_set(one)
     for check in checks:
-        found.setdefault((_measure(check), check.set), (check.found, check.unit))
+        found.setdefault((key_of(check), check.set), (check.found, check.unit))
     before = {} if newest is None else {(s.measure, s.set): s for s in newest.record.series}
     series = []
     for (measure, of_set), (value, unit) in found.items():
@@ -68,7 +68,7 @@ def _of_set(one: SetRecord) -> dict[tuple[str, str], tuple[float | None, str]]:
     return found
 
 
-def _measure(check: CheckRecord) -> str:
+def key_of(check: CheckRecord) -> str:
     """The check's figure, with group and species where it is not of all."""
     among = [check.group, chemical_symbols[check.species] if check.species else None]
     return " ".join([check.measure, *(one for one in among if one)])

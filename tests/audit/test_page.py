@@ -26,11 +26,12 @@ from page_cases import (
     write_frames,
 )
 
-from dlpr.audit.diagrams import axis_of, chart, number
-from dlpr.audit.page import MOST_LINES, MOST_PICTURES, prose, sentence, write_page
+from dlpr.audit.page import MOST_LINES, prose, sentence, write_page
+from dlpr.audit.page.diagrams import axis_of, chart, number
+from dlpr.audit.page.environments import MOST_PICTURES
+from dlpr.audit.page.sets import MOST_ROWS
+from dlpr.audit.page.sticks import CIVIDIS, Colors
 from dlpr.audit.record import AuditRecord
-from dlpr.audit.sticks import CIVIDIS, Colors
-from dlpr.audit.views import MOST_ROWS
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,23 @@
-"""What an audit's page shows of sets, their history and the candidates: rows and diagrams."""
+"""What an audit's page shows of the sets: tables, distributions and errors."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ase.data import chemical_symbols
-
-from dlpr.audit.diagrams import MARGIN, WIDTH, Axis, Chart, Strips, axis_of, chart, strips
+from dlpr.audit.page.diagrams import MARGIN, WIDTH, Axis, Strips, axis_of, strips
+from dlpr.audit.page.section import Section, symbol
 from dlpr.audit.record import (
     AuditRecord,
     CheckRecord,
     ErrorRecord,
     GroupRecord,
-    NextRecord,
     Quantiles,
-    SeriesRecord,
     SetRecord,
 )
-from dlpr.audit.words import QUANTITY
 
 MOST_ROWS = 30
 """Groups of a set that are drawn: of more, those that are known least."""
-ORDER = ("fail", "warn", "pass")
-STRATEGIES = {"d_optimal": "D-optimal"}
 _TITLES = {
     "lpr": "local prediction rigidity (LPR)",
     "prior_ratio": "prior ratio: 1 where the data say nothing",
@@ -44,15 +37,6 @@ _ERRORS = (
     "How far the model is from the labels. What lies to the right of the others needs more "
     "training data, or has wrong labels."
 )
-_GAIN = (
-    "What each further label is expected to do for the flagged environments, beside other ways to "
-    "choose. Where the curve flattens, further labels bring little: stop there."
-)
-
-
-def symbol(species: int | None) -> str:
-    """What chemists call an atomic number; None: of all."""
-    return "all" if species is None else chemical_symbols[species]
 
 
 @dataclass(frozen=True)
@@ -70,14 +54,20 @@ class SetView:
     """Groups and species that are not drawn."""
 
 
-def compared(record: AuditRecord) -> list[Strips]:
+def section(record: AuditRecord) -> Section:
+    """All sets, beside one another and one by one."""
+    views = [_view(record, one) for one in record.sets]
+    return Section("sets", "Data", {"sets": views, "compared": _compared(record)})
+
+
+def _compared(record: AuditRecord) -> list[Strips]:
     """All sets beside one another: rigidities, and errors where there are labels."""
     rows = [(one.name, one.name, one.groups[0]) for one in record.sets if one.groups]
     errors = [(one.name, e) for one in record.sets for e in one.errors if e.group is None]
     return [*_distributions(record, rows, _OF_SETS), *_errors(record, errors)]
 
 
-def set_view(record: AuditRecord, one: SetRecord) -> SetView:
+def _view(record: AuditRecord, one: SetRecord) -> SetView:
     """Table and diagrams of a set; a single group, or a single species, is not told apart."""
     has_groups = len({group.group for group in one.groups} - {None}) > 1
     has_species = len({group.species for group in one.groups} - {None}) > 1
@@ -171,70 +161,3 @@ def _bounds(
         and check.measure.startswith(f"{measure}.q")
         and of in (None, (check.set, check.group, check.species))
     ]
-
-
-@dataclass(frozen=True)
-class History:
-    """Figures of one set over audits."""
-
-    charts: list[Chart]
-    """Of what has ever changed, or does not hold."""
-    constant: dict[str, float | None]
-    """What all audits have found alike, by name."""
-
-
-def history(record: AuditRecord) -> dict[str, History]:
-    """Figures over audits by set, those of checks that do not hold first."""
-    checks = {(check.set, _key(check)): check for check in record.checks}
-
-    def urgency(series: SeriesRecord) -> int:
-        check = checks.get((series.set, series.measure))
-        return len(ORDER) if check is None else ORDER.index(check.verdict)
-
-    found: dict[str, History] = {}
-    for series in sorted(record.series, key=urgency):
-        if len(series.values) < 2:
-            continue
-        of_set = found.setdefault(series.set, History([], {}))
-        check = checks.get((series.set, series.measure))
-        title = _title(series, check)
-        if len({*series.values} - {None}) < 2 and (check is None or check.verdict == "pass"):
-            of_set.constant[title] = series.values[-1]
-        else:
-            ends = series.audits[0], series.audits[-1]
-            bound = check.bound if check else None
-            curve = {title: series.values}
-            of_set.charts.append(chart(title, curve, ends, series.is_logarithmic, bound))
-    return found
-
-
-def _title(series: SeriesRecord, check: CheckRecord | None) -> str:
-    """What a figure is called below the name of its set."""
-    quantile = re.fullmatch(r"(\w+)\.q([0-9.]+)(.*)", series.measure)
-    if check is not None:
-        name = check.name.removeprefix(f"{series.set}: ")
-    elif quantile:
-        measure, q, among = quantile.groups()
-        name = f"{QUANTITY.get(measure, measure)}, {100 * float(q):g} % quantile{among}"
-    else:
-        name, _, of = series.measure.removeprefix("n_").replace("_", " ").partition(".")
-        name = f"{name.upper()} of {of}" if of else name
-    return f"{name} ({series.unit})" if series.unit not in ("", name) else name
-
-
-def _key(check: CheckRecord) -> str:
-    """The key of a check's figure in the history."""
-    among = [check.group, symbol(check.species) if check.species else None]
-    return " ".join([check.measure, *(one for one in among if one)])
-
-
-def gain(found: NextRecord) -> Chart:
-    """The objective after each pick, and that of other strategies."""
-    curves: dict[str, Sequence[float | None]] = {
-        "these picks": [found.before, *(pick.objective for pick in found.picks)]
-    }
-    for name, values in found.baselines.items():
-        curves[STRATEGIES.get(name, name.replace("_", " "))] = [found.before, *values]
-    is_logarithmic = all(value and value > 0 for curve in curves.values() for value in curve)
-    ends = ("no new label", f"{len(found.picks)} labels")
-    return chart(found.objective.replace("_", " "), curves, ends, is_logarithmic, caption=_GAIN)

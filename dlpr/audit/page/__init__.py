@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from dlpr.audit.diagrams import HEIGHT, LEFT, WIDTH, number
 from dlpr.audit.flagged import CHEMISCOPE, FLAGGED
 from dlpr.audit.history import PAGE
-from dlpr.audit.record import AuditRecord
-from dlpr.audit.sticks import CIVIDIS, SIZE, Colors, Sticks, colors_of, sticks
-from dlpr.audit.views import ORDER, compared, gain, history, set_view, symbol
+from dlpr.audit.page import environments, history, next, sets
+from dlpr.audit.page.diagrams import HEIGHT, LEFT, WIDTH, number
+from dlpr.audit.page.section import ORDER, Section, symbol
+from dlpr.audit.record import AuditRecord, CheckRecord
 from dlpr.store.files import atomic_file
 
-MOST_PICTURES = 24
 MOST_LINES = 150
 """Of one part of the conventions; the rest is in the record."""
 WORDS = {"pass": "holds", "warn": "warning", "fail": "failed"}
@@ -53,7 +50,7 @@ def write_page(record: AuditRecord, folder: Path) -> Path:
     Path
     """
     templates = Environment(
-        loader=PackageLoader("dlpr", "audit/templates"),
+        loader=PackageLoader("dlpr", "audit/page/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,26 +63,38 @@ def write_page(record: AuditRecord, folder: Path) -> Path:
         "flag": lambda name: FLAGS.get(name, name.replace("_", " ")),
         "yaml": _yaml,
     }
-    pictures, colors = _pictures(folder / FLAGGED)
     text = templates.get_template("page.html").render(
         record=record,
         sentence=sentence(record),
         words=WORDS,
-        checks=sorted(record.checks, key=lambda check: ORDER.index(check.verdict)),
-        compared=compared(record),
-        sets=[set_view(record, one) for one in record.sets],
-        pictures=pictures,
-        colors=colors,
-        cividis=CIVIDIS,
-        history=history(record),
-        gain=record.next and gain(record.next),
-        files={name: what for name, what in FILES.items() if (folder / name).exists()},
-        sizes={"width": WIDTH, "height": HEIGHT, "left": LEFT, "picture": SIZE},
+        open_checks=open_checks(record),
+        sections=sections(record, folder),
+        sizes={"width": WIDTH, "height": HEIGHT, "left": LEFT},
     )
     path = folder / PAGE
     with atomic_file(path) as file:
         file.write(text.encode())
     return path
+
+
+def open_checks(record: AuditRecord) -> list[CheckRecord]:
+    """What does not hold, failures first."""
+    found = [check for check in record.checks if check.verdict != "pass"]
+    return sorted(found, key=lambda check: ORDER.index(check.verdict))
+
+
+def sections(record: AuditRecord, folder: Path) -> list[Section]:
+    """What there is to show, in the order of the page."""
+    holding = [check for check in record.checks if check.verdict == "pass"]
+    files = {name: what for name, what in FILES.items() if (folder / name).exists()}
+    return [
+        Section("checks", "Checks", {"open": open_checks(record), "holding": holding}),
+        sets.section(record),
+        environments.section(folder),
+        *next.section(record),
+        history.section(record),
+        Section("how", "How it was computed", {"files": files}),
+    ]
 
 
 def sentence(record: AuditRecord) -> str:
@@ -120,10 +129,3 @@ def _yaml(value: Any) -> str:
     lines = yaml.safe_dump(value, sort_keys=False, allow_unicode=True).splitlines()
     more = len(lines) - MOST_LINES
     return "\n".join([*lines[:MOST_LINES], *([f"... and {more} lines in audit.json"] * (more > 0))])
-
-
-def _pictures(path: Path) -> tuple[list[Sticks], Colors]:
-    """The first flagged environments, in the record's order, in one scale of colours."""
-    frames = list(islice(ase.io.iread(path), MOST_PICTURES)) if path.exists() else []
-    colors = colors_of(frames)
-    return [sticks(atoms, colors) for atoms in frames], colors
