@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ase.data import chemical_symbols
 
-from dlpr.audit.errors import OF_CHECK
+from dlpr.audit.errors import QUANTITIES
 from dlpr.audit.figures import LEVELS
 from dlpr.audit.history import PastAudit
 from dlpr.audit.record import CheckRecord, SeriesRecord, SetRecord
@@ -63,7 +63,7 @@ def _of_set(one: SetRecord) -> dict[tuple[str, str], tuple[float | None, str]]:
         for q in shown if values else ():
             found[f"{measure}.q{q:g}", one.name] = values[LEVELS.index(q)], ""
     for error in one.errors:
-        if error.group is None and error.quantity == OF_CHECK["energy"]:
+        if error.group is None and error.quantity == QUANTITIES["energy"][0]:
             found["rmse.energy", one.name] = error.rmse, error.unit
     return found
 

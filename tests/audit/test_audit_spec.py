@@ -57,6 +57,18 @@ def test_what_is_resolved_means_the_same(nights: Nights) -> None:
             {"checks": [{"of": "rmse", "quantity": "forces", "at_most": 2}]},
             ["test_forces: true"],
         ),
+        ({"checks": [{**LPR, "of": "error", "quantity": "energi"}]}, ["checks.0.quantity"]),
+        ({"checks": [{**LPR, "quantity": "energy_per_cell"}]}, ["belongs to rmse, mae, error"]),
+        (
+            {"checks": [{**LPR, "of": "error", "quantity": "force_magnitude"}]},
+            ["checks.0.quantity", "test_forces: true"],
+        ),
+        ({"checks": [{"of": "enrichment", "species": "Si", "at_least": 2}]}, ["species belongs"]),
+        ({"validation": {"plots": {"film": []}}}, ["validation.plots.film", "known here: md"]),
+        (
+            {"validation": {"plots": {"md": ["trajektory"]}}},
+            ["validation.plots.md.0: found 'trajektory'", "energy_volume"],
+        ),
         ({"uncertainty": {"set": "film"}}, ["no test set 'film'", "known here: md"]),
         ({"baseline": {"las": 2}}, ["baseline.las", "`last`"]),
         ({"busy": "waits"}, ["busy: found 'waits'; needs wait or refuse"]),
