@@ -21,7 +21,7 @@ from dlpr.audit.record_validation import (
     ValidationRecord,
 )
 from dlpr.audit.spec import Plot
-from dlpr.core.ranking import enrichment, rank_correlation
+from dlpr.core.ranking import Ranking
 from dlpr.core.rows import FloatArray, row_factor
 from dlpr.stages.result import STRUCTURE_LPR
 from dlpr.stages.structures import StructureStore
@@ -90,15 +90,17 @@ def _rigidity_error(group: zarr.Group) -> RigidityErrorRecord | None:
     if len(size) < FEWEST:
         return None
     names: Any = group["structure_group"].attrs["names"]
-    groups = [_ranks(None, rigidity, size)]
+    of_all = Ranking(rigidity, size)
+    groups = [_ranks(None, of_all)]
     count = np.bincount(of_group, minlength=len(names))
+    members = np.split(np.argsort(of_group, kind="stable"), np.cumsum(count)[:-1])
     several = np.count_nonzero(count) > 1
     for number in np.flatnonzero(count >= FEWEST) if several else ():
-        own = of_group == number
-        groups.append(_ranks(names[number], rigidity[own], size[own]))
-    drawn = sampled(MOST_POINTS, rigidity, -size)
+        own = members[number]
+        groups.append(_ranks(names[number], Ranking(rigidity[own], size[own])))
+    drawn = sampled(MOST_POINTS, of_all.least, of_all.worst)
     n_bins = min(_N_BINS, len(size) // _FEWEST_OF_BIN)
-    bins = np.array_split(np.argsort(rigidity, kind="stable"), n_bins)
+    bins = np.array_split(of_all.least, n_bins)
     return RigidityErrorRecord(
         unit=QUANTITIES[ENERGIES[convention]][1],
         groups=groups,
@@ -109,12 +111,12 @@ def _rigidity_error(group: zarr.Group) -> RigidityErrorRecord | None:
     )
 
 
-def _ranks(name: str | None, rigidity: FloatArray, size: FloatArray) -> RankRecord:
-    found = [enrichment(rigidity, size, share) for share in SHARES]
+def _ranks(name: str | None, ranking: Ranking) -> RankRecord:
+    found = [ranking.enrichment(share) for share in SHARES]
     return RankRecord(
         group=name,
-        n=len(size),
-        rank_correlation=rank_correlation(rigidity, size),
+        n=found[0].n,
+        rank_correlation=ranking.rank_correlation,
         enrichments=[
             EnrichmentRecord(
                 share=one.share,
@@ -196,7 +198,7 @@ def _energy_volume(group: zarr.Group, structures: StructureStore) -> EnergyVolum
     known = np.flatnonzero(is_bulk & np.isfinite(energy) & np.isfinite(rigidity))
     if len(known) < FEWEST:
         return None
-    drawn = known[sampled(MOST_POINTS, rigidity[known])]
+    drawn = known[sampled(MOST_POINTS, np.argsort(rigidity[known], kind="stable"))]
     n_atoms = np.diff(structures.structure_offset)[drawn]
     return EnergyVolumeRecord(
         n=len(known),
@@ -207,29 +209,27 @@ def _energy_volume(group: zarr.Group, structures: StructureStore) -> EnergyVolum
     )
 
 
-def sampled(n_wanted: int, *scores: FloatArray) -> Indices:
-    """Which of many structures are drawn: a quarter for the lowest of each score, the rest evenly.
+def sampled(n_wanted: int, *orders: Indices) -> Indices:
+    """Which of many structures are drawn: a quarter are the first of each order, the rest evenly.
 
     Parameters
     ----------
     n_wanted : int
         At most.
-    *scores : (n,) float64
-        At most three; the rest is spread evenly over the ranks of the first.
+    *orders : (n,) int64
+        At most three; the rest is spread evenly over the first.
 
     Returns
     -------
     (n_wanted,) int64 or fewer
         Ascending, each once.
     """
-    n = len(scores[0])
+    n = len(orders[0])
     if n <= n_wanted:
         return np.arange(n)
     quarter = n_wanted // 4
-    orders = [np.argsort(score, kind="stable") for score in scores]
-    lowest = [order[:quarter] for order in orders]
-    evenly = np.linspace(0, n - 1, n_wanted - quarter * len(scores)).astype(np.int64)
-    return np.unique(np.concatenate([*lowest, orders[0][evenly]]))
+    evenly = np.linspace(0, n - 1, n_wanted - quarter * len(orders)).astype(np.int64)
+    return np.unique(np.concatenate([*(one[:quarter] for one in orders), orders[0][evenly]]))
 
 
 def _short(values: FloatArray, digits: int = 4) -> list[float]:

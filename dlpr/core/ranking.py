@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
 
 from dlpr.core.rows import FloatArray
 
@@ -29,30 +29,57 @@ class Enrichment:
         return self.n_found * self.n / (self.n_worst * self.n_least)
 
 
-def enrichment(
-    rigidity: FloatArray, size: FloatArray, share: float, among: float = 0.05
-) -> Enrichment:
-    """Look for the largest errors among the least rigid.
+class Ranking:
+    """Some structures in the order of their rigidities, and in that of their errors.
 
     Parameters
     ----------
     rigidity, size : (n,) float64
-        Rigidities and absolute errors, n at least 1; of equal ones the first come first.
-    share, among : float
-        Parts of all that are the largest errors, and the least rigid: rounded up.
+        Rigidities and absolute errors; of equal ones the first come first.
+
+    Attributes
+    ----------
+    least, worst : (n,) int64
+        Places of the structures, the least rigid first, and the largest error first.
     """
-    n = len(size)
-    n_worst, n_least = (int(np.ceil(part * n)) for part in (share, among))
-    worst = np.argsort(-size, kind="stable")[:n_worst]
-    least = np.argsort(rigidity, kind="stable")[:n_least]
-    return Enrichment(share, n, n_worst, n_least, len(np.intersect1d(worst, least)))
+
+    def __init__(self, rigidity: FloatArray, size: FloatArray) -> None:
+        self._rigidity, self._size = rigidity, size
+        self.least = np.argsort(rigidity, kind="stable")
+        self.worst = np.argsort(-size, kind="stable")
+
+    def enrichment(self, share: float, among: float = 0.05) -> Enrichment:
+        """Look for the largest errors among the least rigid, of one structure at least.
+
+        Parameters
+        ----------
+        share, among : float
+            Parts of all that are the largest errors, and the least rigid: rounded up.
+        """
+        n = len(self._size)
+        n_worst, n_least = (int(np.ceil(part * n)) for part in (share, among))
+        found = np.isin(self.worst[:n_worst], self.least[:n_least])
+        return Enrichment(share, n, n_worst, n_least, int(np.count_nonzero(found)))
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's, of ``1 / R`` with absolute errors: 1 where they go rank for rank.
+
+        None for fewer than three structures, or where all of one kind are equal.
+        """
+        if len(self._size) < 3:
+            return None
+        low = _mid_ranks(self._rigidity, self.least)
+        large = _mid_ranks(self._size, self.worst)
+        norm = float(np.sqrt(np.sum(low * low) * np.sum(large * large)))
+        return float(np.sum(low * large)) / norm if norm > 0.0 else None
 
 
-def rank_correlation(rigidity: FloatArray, size: FloatArray) -> float | None:
-    """Spearman's, of ``1 / R`` with absolute errors: 1 where the least rigid has the largest error.
-
-    None for fewer than three values, or where all of one kind are equal.
-    """
-    if len(size) < 3 or np.ptp(rigidity) == 0.0 or np.ptp(size) == 0.0:
-        return None
-    return -float(spearmanr(rigidity, size).statistic)
+def _mid_ranks(values: FloatArray, order: NDArray[np.int64]) -> FloatArray:
+    """(n,) ranks less their mean; equal values share the mean of their ranks."""
+    ordered = values[order]
+    starts = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+    edges = np.flatnonzero(starts)
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(0.5 * (edges[1:] + edges[:-1] - len(values)), np.diff(edges))
+    return ranks

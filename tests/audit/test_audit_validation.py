@@ -187,11 +187,11 @@ def test_of_many_structures_the_extreme_ones_are_drawn() -> None:
 def test_a_sample_is_spread_and_has_what_is_lowest(
     n: int, wanted: int, seed: int, n_scores: int
 ) -> None:
-    scores = list(np.random.default_rng(seed).random((n_scores, n)))
-    found = sampled(wanted, *scores)
+    orders = [np.random.default_rng((seed, k)).permutation(n) for k in range(n_scores)]
+    found = sampled(wanted, *orders)
     assert len(found) <= min(n, wanted)
     assert (np.diff(found) > 0).all()
     if n > wanted:
-        for score in scores:
-            assert set(np.argsort(score)[: wanted // 4].tolist()) <= set(found.tolist())
-        assert int(np.argmax(scores[0])) in found
+        for order in orders:
+            assert set(order[: wanted // 4].tolist()) <= set(found.tolist())
+        assert orders[0][-1] in found
