@@ -213,7 +213,7 @@ def _structure_lpr(
     between chunks, `STRUCTURE_LEVELS` of a sketch."""
     offset = order.structures.structure_offset
     found = np.empty((order.structures.n_structures, len(STRUCTURE_LEVELS)))
-    cut: dict[int, QuantileSketch] = {}
+    cut = QuantileSketch()
     chunks = zip(tasks, chunks_of(order.n_environments), strict=True)
     for chunk, (task, (start, stop)) in enumerate(chunks):
         levels = folder.read_part(task, (STRUCTURE_LPR,))[STRUCTURE_LPR]
@@ -226,9 +226,10 @@ def _structure_lpr(
                 path = target / LPR / chunk_name(chunk, 1)
                 lpr = _read_chunk(folder, task, path, order, LPR)
                 own = slice(max(begin - start, 0), min(end, stop) - start)
-                cut.setdefault(structure, QuantileSketch()).add(lpr[own])
-    for structure, sketch in cut.items():
-        found[structure] = [sketch.quantile(level) for level in STRUCTURE_LEVELS]
+                cut = QuantileSketch() if begin >= start else cut
+                cut.add(lpr[own])
+                if end <= stop:
+                    found[structure] = [cut.quantile(level) for level in STRUCTURE_LEVELS]
     return found
 
 

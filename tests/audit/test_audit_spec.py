@@ -33,7 +33,8 @@ def test_a_file_becomes_the_job_of_its_work_folder(nights: Nights) -> None:
 
 def test_what_is_resolved_means_the_same(nights: Nights) -> None:
     checks = [LPR, {"of": "drift", "at_most": 0.2}, {**LPR, "at_least": {"times": 0.8}}]
-    spec = nights.spec(checks=checks, baseline={"last": 3}, uncertainty={"set": "md"})
+    more = {"uncertainty": {"set": "md"}, "validation": {"plots": {"md": ["energy_volume"]}}}
+    spec = nights.spec(checks=checks, baseline={"last": 3}, **more)
     again = AuditSpec.from_dict(spec.resolved(), nights.path)
     assert again == spec
     assert again.job() == spec.job()
