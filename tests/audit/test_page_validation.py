@@ -78,10 +78,14 @@ def test_a_page_without_errors_has_no_such_section(tmp_path: Path) -> None:
 
 def test_a_constant_error_is_called_by_its_name(tmp_path: Path) -> None:
     one = error(None).model_copy(update={"rmse": 1000.0, "bias": -990.0})
-    page = parsed(tmp_path, one_set("film", "test", [], errors=[one]))
+    more = {"validation": validation()}
+    page = parsed(tmp_path, one_set("film", "test", [], errors=[one], **more))
     assert "one constant, −990 meV/atom" in page.text
+    assert "finds high errors" not in page.text
     two = one.model_copy(update={"bias": 500.0})
-    assert "constant" not in parsed(tmp_path, one_set("film", "test", [], errors=[two])).text
+    page = parsed(tmp_path, one_set("film", "test", [], errors=[two], **more))
+    assert "constant" not in page.text
+    assert "finds high errors" in page.text
 
 
 def test_scales_of_colours_are_one_for_all_sets(tmp_path: Path) -> None:

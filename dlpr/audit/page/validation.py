@@ -26,6 +26,7 @@ _ERRORS = (
     "How far the model is from the labels. What lies to the right of the others needs more "
     "training data, or has wrong labels."
 )
+_SHIFTED = "All errors have one constant in common, see above: their ranks say nothing yet."
 _MOSTLY = 0.9
 """Part of the RMSE that is one constant where energies have another zero."""
 _COLORED = (0.01, 0.99)
@@ -95,17 +96,17 @@ def _view(record: AuditRecord, one: SetRecord, axis: Axis, colors: Colors) -> Se
     )
     groups = list(dict.fromkeys(e.group for e in of_groups))
     rows = [(e.group or "", e) for e in of_groups if e.group in groups[:MOST_ROWS]]
-    found = one.validation
+    note, found = _note(one.errors), one.validation
     errors = found.rigidity_error if found else None
     energies = found.energy_volume if found else None
     return SetView(
         name=one.name,
         errors=[e for e in one.errors if e.group is None or has_groups],
-        note=_note(one.errors),
+        note=note,
         diagrams=_errors(record, rows),
         n_left_out=max(len(groups) - MOST_ROWS, 0),
         ranks=errors.groups if errors else [],
-        beside=_rigidity_error(one.name, errors, axis) if errors else None,
+        beside=_rigidity_error(one.name, errors, axis, bool(note)) if errors else None,
         trajectories=[_trajectory(t) for t in found.trajectories] if found else [],
         n_trajectories=found.n_trajectories if found else 0,
         plane=_energy_volume(one.name, energies, colors) if energies else None,
@@ -140,12 +141,13 @@ def _note(errors: Sequence[ErrorRecord]) -> str:
     return ""
 
 
-def _rigidity_error(name: str, found: RigidityErrorRecord, axis: Axis) -> Scatter:
+def _rigidity_error(name: str, found: RigidityErrorRecord, axis: Axis, is_shifted: bool) -> Scatter:
     curve = zip(found.bin_rigidity, found.bin_error, strict=True)
     title = f"{name}: absolute errors of energies over the PR of structures"
     all_of = found.groups[0]
     drawn = _drawn(len(found.error), all_of.n)
-    caption = f"{drawn}; the curve is the median. {meaning(all_of)}"
+    told = _SHIFTED if is_shifted else meaning(all_of)
+    caption = f"{drawn}; the curve is the median. {told}"
     titles = "prediction rigidity (PR)", f"absolute error ({found.unit})"
     x, y = found.rigidity, found.error
     return scatter(title, titles, axis, x, y, curve=curve, caption=caption)
