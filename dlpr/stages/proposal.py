@@ -88,9 +88,9 @@ def _candidates(folder: StageFolder) -> tuple[list[Candidates], NDArray[np.int64
         own = is_new[part["place"]]
         rows = part["rows"] if own.all() else part["rows"][own]
         factor = np.sqrt(weight("energy", receipt.facts["group"]))
-        chunks.append(
-            Candidates(rows if factor == 1.0 else factor * rows, np.arange(own.sum() + 1))
-        )
+        if factor != 1.0:
+            rows = factor * rows
+        chunks.append(Candidates(rows, np.arange(len(rows) + 1)))
         structures.append(part["place"][own])
     return chunks, np.concatenate(structures)
 
