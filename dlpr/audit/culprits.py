@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dlpr.audit.errors import structure_errors, worst_forces
 from dlpr.audit.figures import read
 from dlpr.audit.record import FlaggedEnvironment
-from dlpr.audit.repeats import Repeats
 from dlpr.audit.spec import ERRORS
 from dlpr.audit.tonight import CERTAINTY, Target, Tonight
 from dlpr.audit.worst import Chunk
@@ -39,18 +38,27 @@ SCORES: dict[str, Score] = {
 
 
 class Flagged:
-    """The environments that an audit shows, each once."""
+    """The environments that an audit shows, each once, and no more than the spec says."""
 
     def __init__(self, tonight: Tonight) -> None:
         self._tonight = tonight
         self._index: dict[tuple[str, int], int] = {}
         self.environments: list[FlaggedEnvironment] = []
 
+    @property
+    def room(self) -> int:
+        """How many more can be shown."""
+        return self._tonight.spec.flag.count - len(self.environments)
+
+    def new(self, name: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of a set that are not shown yet."""
+        return np.array([p for p in places.tolist() if (name, p) not in self._index], np.int64)
+
     def add(self, name: str, places: NDArray[np.int64]) -> list[int]:
-        """Indices of environments of a set, given by their places in it."""
+        """Indices of environments of a set, given by their places in it, while there is room."""
         if not len(places):
             return []
-        fresh = np.array([p for p in places.tolist() if (name, p) not in self._index], np.int64)
+        fresh = self.new(name, places)[: self.room]
         found = self._tonight.environments[name].describe(fresh, self._tonight.view.scale)
         for place in fresh.tolist():
             if place in found:
@@ -61,7 +69,7 @@ class Flagged:
 
 
 def culprits(
-    tonight: Tonight, target: Target, n: int, repeated: Repeats | None
+    tonight: Tonight, target: Target, n: int, structures: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
     """The environments to look at, by their places in the set: worst first, at most ``n``.
 
@@ -72,8 +80,8 @@ def culprits(
     tonight : Tonight
     target : Target
     n : int
-    repeated : Repeats, optional
-        Of a check of structures that repeat others.
+    structures : (m,) int64, optional
+        Of a check that names structures.
     """
     of = target.check.of
     environments = tonight.environments.get(target.set)
@@ -81,8 +89,8 @@ def culprits(
         return np.empty(0, np.int64)
     if of in SCORES:
         return environments.worst(n, SCORES[of], target.group, target.species)
-    if repeated is not None:
-        return environments.weakest_of(repeated.structures[:n])
+    if structures is not None:
+        return environments.weakest_of(structures[:n])
     if of in ERRORS and target.check.quantity == "forces":
         store = tonight.structures[target.set]
         return worst_forces(tonight.results[target.set], store, n, target.group)
