@@ -35,7 +35,8 @@ def _about(found: NextRecord) -> str:
     if found.n_targets is None:
         return ""
     what = _OF[found.objective].format(rigidity="LPR" if found.of == "environments" else "PR")
-    return f": {what} the {found.n_targets:,} least rigid {found.of} of {', '.join(found.sets)}"
+    least = f"{what} the {found.n_targets:,} least rigid {found.of} of {', '.join(found.sets)}"
+    return f": {least}; from {found.n_candidates:,} candidates"
 
 
 def _gain(found: NextRecord) -> Chart:
