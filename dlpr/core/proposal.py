@@ -117,8 +117,8 @@ def propose(
     counts = square_norm(targets) > 0.0
     if not counts.any():
         raise InputError(
-            f"all {len(targets)} targets are rows of zeros, which no label makes more rigid: flag "
-            "environments that the model describes"
+            f"all {len(targets)} targets are rows of zeros, which no label makes more rigid: "
+            "take others, which the model describes"
         )
     measure = OBJECTIVES[objective]
     pool = Pool(targets[counts], chunks)

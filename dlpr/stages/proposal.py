@@ -73,7 +73,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         *(targets, chunks, settings["count"]),
         *(settings["objective"], settings["rules"][task], settings["seed"]),
     )
-    arrays = {"structure": structure[found.picks], "curve": found.curve, "rigidity": found.rigidity}
+    arrays = {"structure": structure[found.picks], "curve": found.curve}
     facts = {"n_candidates": len(structure), "n_targets": len(targets)}
     return folder.write_part(task, arrays), facts
 
@@ -127,8 +127,8 @@ def _target_rows(folder: StageFolder) -> Iterator[FloatArray]:
 
 def open_picks(folder: StageFolder) -> dict[str, tuple[NDArray[np.int64], FloatArray]]:
     """Structures of the pool and the objective before and after each, by the rule of the picks."""
-    parts = [folder.read_part(task, ("structure", "curve")) for task in range(folder.n_tasks)]
-    return {
-        rule: (part["structure"], part["curve"])
-        for rule, part in zip(folder.settings["rules"], parts, strict=True)
-    }
+    found = {}
+    for task, rule in enumerate(folder.settings["rules"]):
+        part = folder.read_part(task)
+        found[rule] = part["structure"], part["curve"]
+    return found
