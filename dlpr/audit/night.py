@@ -99,8 +99,10 @@ def _made(
 ) -> AuditRecord:
     """Finish the job, look at its result, and publish what there is to say."""
     from dlpr.audit.flagged import write_flagged
+    from dlpr.audit.next import next_record, write_next
     from dlpr.audit.page import write_page
 
+    found = next_record(spec, steps)
     result = finished(steps)
     before = next(iter(baselines[spec.baseline][::-1]), None)
     tonight = look(spec, steps, result, before)
@@ -120,6 +122,7 @@ def _made(
         flagged=judge.flagged.environments,
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
+        next=found,
         conventions=tonight.conventions,
     )
     with history.publishing(name, tonight.result) as folder:
@@ -129,6 +132,7 @@ def _made(
             yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
         )
         write_flagged(record, result, folder)
+        write_next(record, result, folder)
         write_page(record, folder)
     return record
 
