@@ -90,7 +90,9 @@ def _write_chemiscope(path: Path, record: AuditRecord, frames: list[Any]) -> Non
         for name in ("lpr", "prior_ratio", "uncertainty")
     )
     what = "LPR over that of the regularizer alone, 1 where the data say nothing"
-    values: Values = {**lpr_values(lpr), "prior ratio": ("atom", ratio, what)}
+    values: Values = lpr_values(lpr)
+    if np.isfinite(ratio).any():
+        values["prior ratio"] = ("atom", ratio, what)
     if np.isfinite(sigma).any():
         values["uncertainty"] = ("atom", sigma, "calibrated, meV/atom")
     words = {name: [getattr(one, name) for one in own] for name in ("set", "group", "file")}

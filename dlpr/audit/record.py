@@ -92,7 +92,7 @@ class FlaggedEnvironment(_Part):
     species: int
     group: str
     lpr: float
-    prior_ratio: float
+    prior_ratio: float | None = Field(description="None: without a regularizer it has no bound")
     uncertainty: float | None = Field(default=None, description="calibrated, meV/atom")
     flags: list[str] = Field(default=[], description="such as 'central_species'")
 

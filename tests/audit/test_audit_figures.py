@@ -355,3 +355,11 @@ def test_an_unseen_species_is_found_where_it_is(nights: Nights) -> None:
     assert found[SI].found >= 4  # its neighbours
     history = History(nights.spec().folder)
     assert history.audits()[0].record == record
+
+
+def test_without_a_regularizer_there_is_no_prior_to_compare_with(nights: Nights) -> None:
+    record = nights.run(model={"linear": {"regularizer": 0.0}}, solver="auto")
+    assert History(nights.spec().folder).newest() is not None
+    assert record.flagged
+    assert {one.prior_ratio for one in record.flagged} == {None}
+    assert record.sets[-1].groups[0].prior_ratio.values == []
