@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dlpr.audit.part import Part as _Part
+from dlpr.audit.record_validation import ValidationRecord
 
 Json = dict[str, Any]
 Verdict = Literal["pass", "warn", "fail"]
@@ -15,8 +18,14 @@ NAME = "%Y-%m-%dT%H-%M-%SZ"
 """Of an audit: when it began, UTC; later ones of one second have a number behind."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class OutlineRecord(_Part):
+    """The density of a figure's logarithm, as a violin shows it."""
+
+    low: float
+    high: float
+    height: list[float] = Field(
+        description="at equal logarithmic steps from low to high; the largest is 1"
+    )
 
 
 class Quantiles(_Part):
@@ -24,6 +33,9 @@ class Quantiles(_Part):
 
     levels: list[float] = Field(description="in 0..1, ascending")
     values: list[float] = Field(description="of the same length; empty where nothing is finite")
+    outline: OutlineRecord | None = Field(
+        default=None, description="None where values do not spread"
+    )
 
 
 class GroupRecord(_Part):
@@ -48,6 +60,7 @@ class ErrorRecord(_Part):
     n: int
     mae: float
     rmse: float
+    bias: float | None = Field(default=None, description="mean error, with its sign")
     percentiles: Quantiles = Field(description="of absolute errors")
 
 
@@ -65,7 +78,8 @@ class SetRecord(_Part):
         description="that of all groups and species first; counts alone of a training set that is "
         "no test set, too"
     )
-    errors: list[ErrorRecord] = []
+    errors: list[ErrorRecord] = Field(default=[])
+    validation: ValidationRecord | None = None
 
 
 class FlaggedEnvironment(_Part):

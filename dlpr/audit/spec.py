@@ -30,14 +30,17 @@ WORK = "work"
 EVERY = "*"
 """In a check: each set, group or species, one by one."""
 
-DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr")
+DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr", "error")
 """Measures of which a check takes a quantile or a share."""
 ERRORS = ("rmse", "mae")
+OF_QUANTITIES = (*ERRORS, "error")
+FINDINGS = ("rank_correlation", "enrichment")
+"""Does low rigidity find large errors of energies?"""
 REPEATS = ("duplicates", "leakage")
 OF_DATA = (*REPEATS, "lost", "settings")
 """Measures of structures, which need no rigidity."""
 _BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
-_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS)
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *OF_QUANTITIES, *FINDINGS)
 _TO_BASELINE = ("drift", "lost", "settings")
 """Measures that are differences from a baseline already."""
 
@@ -48,6 +51,9 @@ Measure = Literal[
     "structure_pr",
     "rmse",
     "mae",
+    "error",
+    "rank_correlation",
+    "enrichment",
     "unseen",
     "drift",
     "duplicates",
@@ -55,6 +61,10 @@ Measure = Literal[
     "lost",
     "settings",
 ]
+Quantity = Literal[
+    "energy", "energy_per_cell", "energy_per_root", "forces", "force_magnitude", "force_vector"
+]
+Plot = Literal["trajectory", "energy_volume"]
 Fraction = Annotated[
     float,
     pydantic.BeforeValidator(refuse_boolean),
@@ -93,7 +103,7 @@ class Check(Section):
     species: Symbol | Literal["*"] | None = Field(
         default=None, description='a symbol such as Si, or "*" for each'
     )
-    quantity: Literal["energy", "forces"] = "energy"
+    quantity: Quantity = "energy"
     at_least: Bound | None = Field(default=None, description=_BOUND)
     at_most: Bound | None = Field(default=None, description=_BOUND)
     on_failure: Literal["warn", "fail"] = "fail"
@@ -112,8 +122,8 @@ class Check(Section):
             raise ValueError(f"species belongs to {', '.join(_BY_SPECIES)}, not to {self.of}")
         if self.group is not None and self.of not in _BY_GROUP:
             raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
-        if self.quantity != "energy" and self.of not in ERRORS:
-            raise ValueError(f"quantity belongs to {', '.join(ERRORS)}, not to {self.of}")
+        if self.quantity != "energy" and self.of not in OF_QUANTITIES:
+            raise ValueError(f"quantity belongs to {', '.join(OF_QUANTITIES)}, not to {self.of}")
         if self.of in (*OF_DATA, "drift") and isinstance(self.bound, Relative):
             raise ValueError(f"of: {self.of} needs a number; it has no multiple of a baseline's")
         return self
@@ -148,6 +158,14 @@ class Flag(Section):
 
     count: Natural = Field(default=50, description="a whole number >= 0")
     per_check: Natural = Field(default=10, description="a whole number >= 0")
+
+
+class Validation(Section):
+    """What is drawn of a set beside its errors, where its files do not say so themselves."""
+
+    plots: dict[SetName, tuple[Plot, ...]] = Field(
+        default={}, description="a list for a set: {md: [trajectory], search: [energy_volume]}"
+    )
 
 
 class Uncertainty(Section):
@@ -202,6 +220,7 @@ class AuditSpec(Computation):
     next: Next | None = None
     checks: tuple[Check, ...] = Field(default=STANDARD, description="a list of mappings")
     uncertainty: Uncertainty | None = None
+    validation: Validation = Validation()
     baseline: Baseline = Field(
         default="last", description="last, the name of an audit, or {last: 5}"
     )
@@ -229,8 +248,14 @@ class AuditSpec(Computation):
                     f"{place}.of: uncertainties are calibrated by the errors of a set with "
                     f"energies that takes no part in the fit; name it: uncertainty: {{set: NAME}}"
                 )
-            if check.of in ERRORS and check.quantity == "forces" and not self.test_forces:
+            if check.quantity.startswith("force") and not self.test_forces:
                 raise ValueError(f"{place}.quantity: errors of forces need test_forces: true")
+        for name in self.validation.plots:
+            if name not in rated:
+                raise ValueError(
+                    f"validation.plots.{name}: there is no test set {name!r}; known here: "
+                    f"{', '.join(rated)}"
+                )
         if self.uncertainty and self.uncertainty.set not in rated:
             raise ValueError(
                 f"uncertainty.set: there is no test set {self.uncertainty.set!r}; known here: "

@@ -48,7 +48,7 @@ RESULT_NBYTES = 256
 """Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
 WHITENED_COPIES = 8
 """Rows of all columns that are held while as many are whitened, at most."""
-STRUCTURE_NBYTES = 160
+STRUCTURE_NBYTES = 208
 """Result stage, per structure: all arrays over structures."""
 
 

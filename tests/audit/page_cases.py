@@ -19,11 +19,20 @@ from dlpr.audit.record import (
     FlaggedEnvironment,
     GroupRecord,
     NextRecord,
+    OutlineRecord,
     PickRecord,
     Quantiles,
     SeriesRecord,
     SetRecord,
     WorkRecord,
+)
+from dlpr.audit.record_validation import (
+    EnergyVolumeRecord,
+    EnrichmentRecord,
+    RankRecord,
+    RigidityErrorRecord,
+    TrajectoryRecord,
+    ValidationRecord,
 )
 
 HOSTILE = (
@@ -34,7 +43,12 @@ INF = float("inf")
 
 
 def quantiles(middle: float) -> Quantiles:
-    return Quantiles(levels=LEVELS, values=[middle * 10.0**k for k in range(-4, 5)])
+    height = [0.05, 0.3, 1.0, 0.6, 0.05]
+    return Quantiles(
+        levels=LEVELS,
+        values=[middle * 10.0**k for k in range(-4, 5)],
+        outline=OutlineRecord(low=middle * 1e-3, high=middle * 1e3, height=height),
+    )
 
 
 NOTHING = Quantiles(levels=LEVELS, values=[])
@@ -61,7 +75,53 @@ def error(name: str | None) -> ErrorRecord:
         n=12,
         mae=3.25,
         rmse=INF,
+        bias=-0.5,
         percentiles=quantiles(2.0),
+    )
+
+
+def rank(name: str | None, rho: float | None, n: int = 100) -> RankRecord:
+    shares = [(0.01, 1), (0.05, 5)]
+    enrichments = [
+        EnrichmentRecord(share=share, n_worst=k, n_least=5, n_found=1, factor=n / (5 * k))
+        for share, k in shares
+    ]
+    return RankRecord(group=name, n=n, rank_correlation=rho, enrichments=enrichments)
+
+
+def validation(n_frames: int = 80) -> ValidationRecord:
+    """Of structures whose errors go with their rigidity."""
+    pr = np.logspace(-6, 2, 50).tolist()
+    error = [0.0, *(3.0 / np.sqrt(pr[1:])).tolist()]
+    lpr: list[float | None] = [1e-3, 0.0, None, *np.logspace(-1, -4, n_frames - 3).tolist()]
+    trajectory = TrajectoryRecord(
+        file=f"/data/{HOSTILE}/run.xyz",
+        n_frames=3 * n_frames,
+        frames_per_point=3,
+        frames=list(range(0, 3 * n_frames, 3)),
+        minimum=lpr,
+        low=[v and 3 * v for v in lpr],
+        median=[v and 10 * v for v in lpr],
+        error=[None, 0.0, *([2.0, 3.0] * n_frames)[: n_frames - 2]],
+    )
+    return ValidationRecord(
+        rigidity_error=RigidityErrorRecord(
+            unit="meV/atom",
+            groups=[rank(None, 0.7), rank(HOSTILE, None)],
+            rigidity=pr,
+            error=error,
+            bin_rigidity=[1e-5, 1e-2, 10.0],
+            bin_error=[900.0, 30.0, 1.0],
+        ),
+        trajectories=[trajectory],
+        n_trajectories=4,
+        energy_volume=EnergyVolumeRecord(
+            n=700,
+            is_labelled=True,
+            volume=np.linspace(10, 30, 50).tolist(),
+            energy=np.square(np.linspace(-1, 1, 50)).tolist(),
+            rigidity=[0.0, *pr[1:]],
+        ),
     )
 
 
@@ -131,6 +191,7 @@ def full_record(n_flagged: int = 30) -> AuditRecord:
             *(group(HOSTILE, 14, 0.2), group("bulk", 32, 0.4)),
         ],
         errors=[error(None), error(HOSTILE), error("bulk")],
+        validation=validation(),
     )
     silent = group(None, None, 1.0).model_copy(
         update={"lpr": NOTHING, "prior_ratio": NOTHING, "uncertainty": None}
