@@ -12,6 +12,7 @@ from dlpr.descriptors import Descriptor, check_sets, descriptor
 from dlpr.engine import factorization, regularizer_choice
 from dlpr.engine.blocks import planned_blocks
 from dlpr.engine.check import check_columns, check_training_set
+from dlpr.engine.cross_validation import validated
 from dlpr.engine.probe import versions
 from dlpr.engine.refit import converged_fit
 from dlpr.engine.verify import check_whole
@@ -19,6 +20,7 @@ from dlpr.engine.workspace import Workspace
 from dlpr.errors import CorruptPartError, JobError
 from dlpr.job import Job, Keys, SetSpec
 from dlpr.job.loss import Loss
+from dlpr.stages import cross_validation as cross_validation_stage
 from dlpr.stages import derivatives as derivatives_stage
 from dlpr.stages import features as features_stage
 from dlpr.stages import fold as fold_stage
@@ -226,16 +228,16 @@ class Pipeline:
         store = open_structures(self.ingest("train"))
         return self.job.loss.translated(store.n_structures, store.n_environments)
 
-    def fold(self, stage: str, subsample: Json | None = None) -> StageFolder:
+    def fold(self, stage: str, subsample: Json | None = None, of: str = "") -> StageFolder:
         """The partial Hessians ("hessian") or triangles ("triangle"), rows weighed by l''; or those
-        of a committee's members."""
+        of the members of a committee, or of the folds of a cross-validation, as ``of`` says."""
+        role = f"{stage} of the {of}" if of else stage
 
         def make() -> StageFolder:
             plan = self.planned_fold(stage, "second", self.fit(), subsample)
-            role = stage if subsample is None else f"{stage} of the committee"
             return self.workspace.finish(role, plan)
 
-        return self._once("fold of all" if subsample is None else "fold of members", stage, make)
+        return self._once("fold", role, make)
 
     def planned_fold(
         self, stage: str, by: str, fit: dict[str, StageFolder], subsample: Json | None = None
@@ -269,6 +271,12 @@ class Pipeline:
         if self.job.committee is None:
             return None
         return self._once("committee", "train", lambda: factorization.members(self))
+
+    def cross_validation(self) -> StageFolder | None:
+        """What fits without them say of the training structures, if the job asks for it."""
+        if self.job.cross_validation is None:
+            return None
+        return self._once("cross-validation", "train", lambda: validated(self))
 
     def scan(self) -> StageFolder:
         """The regularizers that are tried where the job leaves the choice to the run."""
@@ -348,12 +356,23 @@ class Pipeline:
             "versions": versions(),
             **regularizer_choice.record(self),
         }
+        validation = self.cross_validation()
         plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         check_whole(folder)
         result_stage.publish(folder, self.workspace.output)
+        self._publish_validation(validation)
         self.workspace.settle()
         return folder
+
+    def _publish_validation(self, validation: StageFolder | None) -> None:
+        """Let the output folder name it; one of an earlier job is taken away."""
+        output, store = self.workspace.output, cross_validation_stage.STORE
+        if validation is not None:
+            check_whole(validation)
+            result_stage.publish_store(validation, output, store)
+        elif (output / store).is_symlink():
+            (output / store).unlink()
 
     def numerics(self) -> Json:
         """The numerical plan: what decides bits beside job and data."""
