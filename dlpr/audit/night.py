@@ -120,6 +120,7 @@ def _made(
         flagged=judge.flagged.environments,
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
+        cross_validation=tonight.view.cross_validation,
         conventions=tonight.conventions,
     )
     with history.publishing(name, tonight.result) as folder:

@@ -33,11 +33,13 @@ EVERY = "*"
 DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr")
 """Measures of which a check takes a quantile or a share."""
 ERRORS = ("rmse", "mae")
+HELD_OUT = ("cv_rmse", "cv_mae")
+"""Errors of the training set, of fits that have not seen the structure."""
 REPEATS = ("duplicates", "leakage")
 OF_DATA = (*REPEATS, "lost", "settings")
 """Measures of structures, which need no rigidity."""
 _BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
-_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS)
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS, *HELD_OUT)
 _TO_BASELINE = ("drift", "lost", "settings")
 """Measures that are differences from a baseline already."""
 
@@ -48,6 +50,8 @@ Measure = Literal[
     "structure_pr",
     "rmse",
     "mae",
+    "cv_rmse",
+    "cv_mae",
     "unseen",
     "drift",
     "duplicates",
@@ -112,8 +116,9 @@ class Check(Section):
             raise ValueError(f"species belongs to {', '.join(_BY_SPECIES)}, not to {self.of}")
         if self.group is not None and self.of not in _BY_GROUP:
             raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
-        if self.quantity != "energy" and self.of not in ERRORS:
-            raise ValueError(f"quantity belongs to {', '.join(ERRORS)}, not to {self.of}")
+        if self.quantity != "energy" and self.of not in (*ERRORS, *HELD_OUT):
+            of = ", ".join((*ERRORS, *HELD_OUT))
+            raise ValueError(f"quantity belongs to {of}, not to {self.of}")
         if self.of in (*OF_DATA, "drift") and isinstance(self.bound, Relative):
             raise ValueError(f"of: {self.of} needs a number; it has no multiple of a baseline's")
         return self
@@ -197,6 +202,9 @@ class AuditSpec(Computation):
         for number, check in enumerate(self.checks):
             place = f"checks.{number}"
             known = list(dict.fromkeys(["train", *rated])) if check.of in OF_DATA else rated
+            if check.of in HELD_OUT:
+                known = ["train"]
+                self._check_held_out(place, check)
             if check.set != EVERY and check.set not in known:
                 hint = "; rigidities of the training set need `train: train` among the test sets"
                 raise ValueError(
@@ -216,6 +224,18 @@ class AuditSpec(Computation):
                 f"{', '.join(rated)}"
             )
         return self
+
+    def _check_held_out(self, place: str, check: Check) -> None:
+        if self.cross_validation is None:
+            raise ValueError(
+                f"{place}.of: {check.of} needs held-out errors of the training set; add "
+                f"cross_validation: {{folds: 5, by: structure}}"
+            )
+        if check.quantity not in self.loss.kinds:
+            raise ValueError(
+                f"{place}.quantity: fits of the cross-validation predict what the loss has, "
+                f"{', '.join(self.loss.kinds)}, and no {check.quantity}"
+            )
 
     def rated(self) -> list[str]:
         """Sets that have rigidities."""

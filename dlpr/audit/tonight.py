@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from dlpr.audit.changes import file_changes, inputs_of, settings_of
+from dlpr.audit.cross_validation import held_out, validation_record
 from dlpr.audit.errors import OF_CHECK, error_records
 from dlpr.audit.figures import (
     Distributions,
@@ -20,12 +21,12 @@ from dlpr.audit.figures import (
     summary_of,
 )
 from dlpr.audit.history import PastAudit
-from dlpr.audit.record import GroupRecord, SetRecord
-from dlpr.audit.spec import DISTRIBUTED, ERRORS, POOL, AuditSpec, Check
+from dlpr.audit.record import CrossValidationRecord, GroupRecord, SetRecord
+from dlpr.audit.spec import DISTRIBUTED, ERRORS, HELD_OUT, POOL, AuditSpec, Check
 from dlpr.audit.worst import RESIDUAL, Environments
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.engine.pipeline import Pipeline
-from dlpr.handles import Result
+from dlpr.handles import CrossValidation, Result
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -53,19 +54,23 @@ class View:
     sets: dict[str, SetRecord]
     distributions: Distributions
     scale: Scale | None
+    cross_validation: CrossValidationRecord | None = None
 
     @classmethod
     def of(cls, audit: PastAudit) -> View:
         """An earlier audit's."""
         found = audit.record.conventions["uncertainty"]
         scale = Scale(found["a"], found["measure"]) if found else None
-        return cls({one.name: one for one in audit.record.sets}, audit.distributions, scale)
+        sets = {one.name: one for one in audit.record.sets}
+        return cls(sets, audit.distributions, scale, audit.record.cross_validation)
 
     def figure(self, target: Target) -> float | None:
         """What a check measures, as far as one audit says it; None where there is nothing."""
         check, name = target.check, target.set
         if check.of in ERRORS:
             return self._error(target)
+        if check.of in HELD_OUT:
+            return held_out(self.cross_validation, check, target.group)
         if check.of == "unseen":
             place = (target.group, target.species)
             own = [one for one in self.sets[name].groups if (one.group, one.species) == place]
@@ -100,6 +105,7 @@ class Tonight:
     spec: AuditSpec
     view: View
     result: StageFolder
+    cross_validation: CrossValidation | None
     structures: dict[str, StructureStore]
     """of the training set and of each rated set"""
     results: dict[str, zarr.Group]
@@ -147,8 +153,9 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
     }
     tonight = Tonight(
         spec=spec,
-        view=View({}, Distributions(), scale),
+        view=View({}, Distributions(), scale, validation_record(result.cross_validation)),
         result=StageFolder(result.path.resolve().parent),
+        cross_validation=result.cross_validation,
         structures=structures,
         results=results,
         environments=environments,

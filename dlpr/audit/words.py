@@ -6,7 +6,7 @@ import re
 
 from ase.data import chemical_symbols
 
-from dlpr.audit.spec import ERRORS, EVERY, Check, Relative
+from dlpr.audit.spec import ERRORS, EVERY, HELD_OUT, Check, Relative
 
 QUANTITY = {
     "lpr": "LPR",
@@ -43,6 +43,12 @@ MEANING = {
     "structures: their labels may be wrong, or the training set lacks their like.",
     "mae": "How far fitted values are from labels on average; look at the flagged structures: "
     "their labels may be wrong, or the training set lacks their like.",
+    "cv_rmse": "How far fits that have not seen a training structure are from its label, large "
+    "errors above all: what to expect of a new structure of the same kind. Where a group has much "
+    "larger ones, label more of it, or look at its labels.",
+    "cv_mae": "How far fits that have not seen a training structure are from its label on average: "
+    "what to expect of a new structure of the same kind. Where a group has much larger ones, label "
+    "more of it, or look at its labels.",
     "unseen": "Nothing in the training set says anything of this species here; label structures "
     "that have it, or take these out.",
     "drift": "How different the distribution of LPR is from that of the baseline, 0: not at all, "
@@ -74,7 +80,7 @@ def why(reason: str) -> str:
 
 def unit_of(check: Check) -> str:
     """Of a check's figure; nothing for shares, rigidities and distances."""
-    if check.of in ERRORS:
+    if check.of in (*ERRORS, *HELD_OUT):
         return "meV/atom" if check.quantity == "energy" else "meV/Å"
     return UNITS.get(check.of, "") if check.share_below is None else ""
 
@@ -101,8 +107,10 @@ def _figure(check: Check) -> str:
     if check.share_below is not None:
         unit = f" {UNITS[check.of]}" if check.of in UNITS else ""
         return f"share with {QUANTITY[check.of]} below {check.share_below:g}{unit}"
-    if check.of in ERRORS:
-        return f"{check.of.upper()} of {'energies' if check.quantity == 'energy' else 'forces'}"
+    if check.of in (*ERRORS, *HELD_OUT):
+        held_out = "held-out " if check.of in HELD_OUT else ""
+        what = "energies" if check.quantity == "energy" else "forces"
+        return f"{check.of.removeprefix('cv_').upper()} of {held_out}{what}"
     return _NAMES[check.of]
 
 
@@ -112,7 +120,7 @@ def measure_of(check: Check) -> str:
         return f"{check.of}.q{check.quantile:g}"
     if check.share_below is not None:
         return f"{check.of}.below{check.share_below:g}"
-    return f"{check.of}.{check.quantity}" if check.of in ERRORS else check.of
+    return f"{check.of}.{check.quantity}" if check.of in (*ERRORS, *HELD_OUT) else check.of
 
 
 def expected(check: Check, baselines: list[str]) -> str:
