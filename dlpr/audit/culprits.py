@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dlpr.audit.errors import structure_errors, worst_forces
 from dlpr.audit.figures import read
 from dlpr.audit.record import FlaggedEnvironment
-from dlpr.audit.spec import FINDINGS, OF_QUANTITIES
+from dlpr.audit.spec import FINDINGS, HELD_OUT, OF_QUANTITIES
 from dlpr.audit.tonight import CERTAINTY, Target, Tonight
 from dlpr.audit.worst import Chunk
 from dlpr.core.rows import FloatArray
@@ -85,7 +85,7 @@ def culprits(
     """
     of = target.check.of
     environments = tonight.environments.get(target.set)
-    if environments is None or of == "lost":
+    if environments is None or of in ("lost", *HELD_OUT):
         return np.empty(0, np.int64)
     if of in SCORES:
         return environments.worst(n, SCORES[of], target.group, target.species)

@@ -123,6 +123,7 @@ def _made(
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
         next=found,
+        cross_validation=tonight.view.cross_validation,
         conventions=tonight.conventions,
     )
     with history.publishing(name, tonight.result) as folder:

@@ -82,6 +82,36 @@ class SetRecord(_Part):
     validation: ValidationRecord | None = None
 
 
+class FoldRecord(_Part):
+    """Structures that were held out together, and their errors."""
+
+    name: str = Field(description="a number, or the group that was left out")
+    n_structures: int
+    errors: list[ErrorRecord]
+
+
+class SpreadRecord(_Part):
+    """How the errors of one quantity differ from fold to fold."""
+
+    quantity: str
+    unit: str
+    n_folds: int = Field(description="those that have such errors")
+    mae_mean: float
+    mae_std: float = Field(description="divisor n_folds - 1, as of rmse_std")
+    rmse_mean: float
+    rmse_std: float
+
+
+class CrossValidationRecord(_Part):
+    """The training set, each of its folds predicted by a fit of all others."""
+
+    by: Literal["structure", "stratified", "group"]
+    seed: int
+    folds: list[FoldRecord]
+    errors: list[ErrorRecord] = Field(description="of all, and of each group")
+    spread: list[SpreadRecord] = Field(description="empty of quantities that one fold has alone")
+
+
 class FlaggedEnvironment(_Part):
     """An environment behind a check, by where its user finds it."""
 
@@ -191,4 +221,5 @@ class AuditRecord(_Part):
     series: list[SeriesRecord]
     work: list[WorkRecord]
     next: NextRecord | None = None
+    cross_validation: CrossValidationRecord | None = None
     conventions: Json = Field(description="job, model, factor, versions, fingerprints of inputs")

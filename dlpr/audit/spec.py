@@ -33,7 +33,9 @@ EVERY = "*"
 DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr", "error")
 """Measures of which a check takes a quantile or a share."""
 ERRORS = ("rmse", "mae")
-OF_QUANTITIES = (*ERRORS, "error")
+HELD_OUT = ("cv_rmse", "cv_mae")
+"""Errors of the training set, of fits that have not seen the structure."""
+OF_QUANTITIES = (*ERRORS, "error", *HELD_OUT)
 FINDINGS = ("rank_correlation", "enrichment")
 """Does low rigidity find large errors of energies?"""
 REPEATS = ("duplicates", "leakage")
@@ -54,6 +56,8 @@ Measure = Literal[
     "error",
     "rank_correlation",
     "enrichment",
+    "cv_rmse",
+    "cv_mae",
     "unseen",
     "drift",
     "duplicates",
@@ -237,6 +241,9 @@ class AuditSpec(Computation):
         for number, check in enumerate(self.checks):
             place = f"checks.{number}"
             known = list(dict.fromkeys(["train", *rated])) if check.of in OF_DATA else rated
+            if check.of in HELD_OUT:
+                known = ["train"]
+                self._check_held_out(place, check)
             if check.set != EVERY and check.set not in known:
                 hint = "; rigidities of the training set need `train: train` among the test sets"
                 raise ValueError(
@@ -248,7 +255,8 @@ class AuditSpec(Computation):
                     f"{place}.of: uncertainties are calibrated by the errors of a set with "
                     f"energies that takes no part in the fit; name it: uncertainty: {{set: NAME}}"
                 )
-            if check.quantity.startswith("force") and not self.test_forces:
+            has_forces = self.test_forces or check.of in HELD_OUT
+            if check.quantity.startswith("force") and not has_forces:
                 raise ValueError(f"{place}.quantity: errors of forces need test_forces: true")
         for name in self.validation.plots:
             if name not in rated:
@@ -290,6 +298,19 @@ class AuditSpec(Computation):
         """What is wanted of the pool; by default wherever there can be picks."""
         found = self.next or (None if self._no_picks() else Next())
         return found if found and found.count else None
+
+    def _check_held_out(self, place: str, check: Check) -> None:
+        if self.cross_validation is None:
+            raise ValueError(
+                f"{place}.of: {check.of} needs held-out errors of the training set; add "
+                f"cross_validation: {{folds: 5, by: structure}}"
+            )
+        kind = "energy" if check.quantity.startswith("energy") else check.quantity
+        if kind not in self.loss.kinds:
+            raise ValueError(
+                f"{place}.quantity: fits of the cross-validation predict what the loss has, "
+                f"{', '.join(self.loss.kinds)}, and no {check.quantity}"
+            )
 
     def rated(self) -> list[str]:
         """Sets that have rigidities."""

@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from dlpr.audit.changes import file_changes, inputs_of, settings_of
+from dlpr.audit.cross_validation import held_out, validation_record
 from dlpr.audit.errors import QUANTITIES, errors_of, measure
 from dlpr.audit.figures import (
     Distributions,
@@ -20,13 +21,13 @@ from dlpr.audit.figures import (
     summary_of,
 )
 from dlpr.audit.history import PastAudit
-from dlpr.audit.record import ErrorRecord, GroupRecord, SetRecord
-from dlpr.audit.spec import DISTRIBUTED, ERRORS, FINDINGS, POOL, AuditSpec, Check
+from dlpr.audit.record import CrossValidationRecord, ErrorRecord, GroupRecord, SetRecord
+from dlpr.audit.spec import DISTRIBUTED, ERRORS, FINDINGS, HELD_OUT, POOL, AuditSpec, Check
 from dlpr.audit.validation import finding, validation_of
 from dlpr.audit.worst import RESIDUAL, Environments
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.engine.pipeline import Pipeline
-from dlpr.handles import Result
+from dlpr.handles import CrossValidation, Result
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -54,13 +55,15 @@ class View:
     sets: dict[str, SetRecord]
     distributions: Distributions
     scale: Scale | None
+    cross_validation: CrossValidationRecord | None = None
 
     @classmethod
     def of(cls, audit: PastAudit) -> View:
         """An earlier audit's."""
         found = audit.record.conventions["uncertainty"]
         scale = Scale(found["a"], found["measure"]) if found else None
-        return cls({one.name: one for one in audit.record.sets}, audit.distributions, scale)
+        sets = {one.name: one for one in audit.record.sets}
+        return cls(sets, audit.distributions, scale, audit.record.cross_validation)
 
     def figure(self, target: Target) -> float | None:
         """What a check measures, as far as one audit says it; None where there is nothing."""
@@ -69,6 +72,8 @@ class View:
             return self._error(target)
         if check.of in FINDINGS:
             return finding(self.sets[name].validation, check.of, target.group)
+        if check.of in HELD_OUT:
+            return held_out(self.cross_validation, check, target.group)
         if check.of == "unseen":
             place = (target.group, target.species)
             own = [one for one in self.sets[name].groups if (one.group, one.species) == place]
@@ -105,6 +110,7 @@ class Tonight:
     spec: AuditSpec
     view: View
     result: StageFolder
+    cross_validation: CrossValidation | None
     structures: dict[str, StructureStore]
     """of the training set and of each rated set"""
     results: dict[str, zarr.Group]
@@ -152,8 +158,9 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
     }
     tonight = Tonight(
         spec=spec,
-        view=View({}, Distributions(), scale),
+        view=View({}, Distributions(), scale, validation_record(result.cross_validation)),
         result=StageFolder(result.path.resolve().parent),
+        cross_validation=result.cross_validation,
         structures=structures,
         results=results,
         environments=environments,

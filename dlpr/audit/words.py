@@ -7,7 +7,7 @@ import re
 from ase.data import chemical_symbols
 
 from dlpr.audit.errors import QUANTITIES
-from dlpr.audit.spec import ERRORS, EVERY, OF_QUANTITIES, Check, Relative
+from dlpr.audit.spec import ERRORS, EVERY, HELD_OUT, OF_QUANTITIES, Check, Relative
 
 QUANTITY = {
     "lpr": "LPR",
@@ -55,6 +55,12 @@ MEANING = {
     "rigidities do not find them.",
     "enrichment": "How many more of the largest errors are among the least rigid structures than "
     "by chance, which is 1; where it is low, flagged environments are not those of large errors.",
+    "cv_rmse": "How far fits that have not seen a training structure are from its label, large "
+    "errors above all: what to expect of a new structure of the same kind. Where a group has much "
+    "larger ones, label more of it, or look at its labels.",
+    "cv_mae": "How far fits that have not seen a training structure are from its label on average: "
+    "what to expect of a new structure of the same kind. Where a group has much larger ones, label "
+    "more of it, or look at its labels.",
     "unseen": "Nothing in the training set says anything of this species here; label structures "
     "that have it, or take these out.",
     "drift": "How different the distribution of LPR is from that of the baseline, 0: not at all, "
@@ -109,12 +115,14 @@ def name_of(check: Check, name: str, group: str | None, species: int | None) -> 
 
 def _figure(check: Check) -> str:
     quantity, unit = QUANTITIES[check.quantity]
-    if check.of in ERRORS:
-        return f"{check.of.upper()} of {_SHORT.get(check.quantity, quantity)}"
+    quantity = _SHORT.get(check.quantity, quantity)
+    if check.of in (*ERRORS, *HELD_OUT):
+        held_out = "held-out " if check.of in HELD_OUT else ""
+        return f"{check.of.removeprefix('cv_').upper()} of {held_out}{quantity}"
     if check.of in _NAMES:
         return _NAMES[check.of]
     of, unit = (
-        (f"error of {_SHORT.get(check.quantity, quantity)}", unit)
+        (f"error of {quantity}", unit)
         if check.of == "error"
         else (QUANTITY[check.of], UNITS.get(check.of, ""))
     )

@@ -298,27 +298,33 @@ def _read_chunk(
 
 
 def publish(folder: StageFolder, output: Path) -> Path:
-    """Let ``output/rigidity.zarr`` name the finished result, by one rename.
+    """Let ``output/rigidity.zarr`` name the finished result, by one rename."""
+    link = publish_store(folder, output, STORE)
+    keep_json(output / "summary.json", summary(folder))
+    return link
+
+
+def publish_store(folder: StageFolder, output: Path, name: str) -> Path:
+    """Let a name in ``output`` be that of a finished stage's store, by one rename.
 
     Raises
     ------
     StoreError
         If something else has that name.
     """
-    link = output / STORE
+    link = output / name
     if link.exists() and not link.is_symlink():
         raise StoreError(
             f"the result cannot be published: {link} is none of dlpr's. The result is kept; move "
             f"that away and run the same command again."
         )
-    target = (folder.path / STORE).relative_to(output)
+    target = (folder.path / name).relative_to(output)
     with explained(link):
         if not link.is_symlink() or link.readlink() != target:
             partial = partial_path(link)
             partial.symlink_to(target)
             partial.replace(link)
             fsync_directory(output)
-    keep_json(output / "summary.json", summary(folder))
     return link
 
 

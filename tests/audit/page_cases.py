@@ -15,8 +15,10 @@ from dlpr.audit.page import write_page
 from dlpr.audit.record import (
     AuditRecord,
     CheckRecord,
+    CrossValidationRecord,
     ErrorRecord,
     FlaggedEnvironment,
+    FoldRecord,
     GroupRecord,
     NextRecord,
     OutlineRecord,
@@ -24,6 +26,7 @@ from dlpr.audit.record import (
     Quantiles,
     SeriesRecord,
     SetRecord,
+    SpreadRecord,
     WorkRecord,
 )
 from dlpr.audit.record_validation import (
@@ -122,6 +125,29 @@ def validation(n_frames: int = 80) -> ValidationRecord:
             energy=np.square(np.linspace(-1, 1, 50)).tolist(),
             rigidity=[0.0, *pr[1:]],
         ),
+    )
+
+
+def held_out() -> CrossValidationRecord:
+    """Two folds, the second without a label."""
+    spread = SpreadRecord(
+        quantity="energy per atom",
+        unit="meV/atom",
+        n_folds=2,
+        mae_mean=3.0,
+        mae_std=0.5,
+        rmse_mean=4.25,
+        rmse_std=0.75,
+    )
+    return CrossValidationRecord(
+        by="stratified",
+        seed=0,
+        folds=[
+            FoldRecord(name="0", n_structures=20, errors=[error(None)]),
+            FoldRecord(name="1", n_structures=20, errors=[]),
+        ],
+        errors=[error(None), error(HOSTILE)],
+        spread=[spread],
     )
 
 
@@ -228,6 +254,7 @@ def full_record(n_flagged: int = 30) -> AuditRecord:
             WorkRecord(stage=HOSTILE, n_tasks=9, n_computed=4, reason=HOSTILE, seconds=1.25),
         ],
         next=proposed,
+        cross_validation=held_out(),
         conventions={"versions": {"dlpr": "0.5.0"}, "inputs": {HOSTILE: HOSTILE}},
     )
 

@@ -13,6 +13,7 @@ from dlpr.errors import JobError
 
 POOL = {"files": "hot.xyz"}
 LPR = {"of": "lpr", "set": "md", "quantile": 0.05, "at_least": 10}
+FOLDS = {"cross_validation": {"folds": 3}}
 
 
 @pytest.fixture
@@ -86,6 +87,19 @@ def test_what_is_resolved_means_the_same(nights: Nights) -> None:
             {"validation": {"plots": {"md": ["trajektory"]}}},
             ["validation.plots.md.0: found 'trajektory'", "energy_volume"],
         ),
+        (
+            {"checks": [{"of": "cv_rmse", "at_most": 2}]},
+            ["checks.0.of", "cross_validation: {folds"],
+        ),
+        (
+            {"checks": [{"of": "cv_mae", "quantity": "forces", "at_most": 2}], **FOLDS},
+            ["checks.0.quantity", "what the loss has, energy, and no forces"],
+        ),
+        (
+            {"checks": [{"of": "cv_mae", "set": "md", "at_most": 2}], **FOLDS},
+            ["no set 'md' with cv_mae; known here: train"],
+        ),
+        ({"cross_validation": {"fold": 3}}, ["cross_validation.fold", "did you mean `folds`?"]),
         ({"uncertainty": {"set": "film"}}, ["no test set 'film'", "known here: md"]),
         ({"baseline": {"las": 2}}, ["baseline.las", "`last`"]),
         ({"busy": "waits"}, ["busy: found 'waits'; needs wait or refuse"]),

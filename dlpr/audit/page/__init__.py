@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from dlpr.audit.flagged import CHEMISCOPE, FLAGGED
 from dlpr.audit.history import PAGE
-from dlpr.audit.page import environments, history, next, sets, validation
+from dlpr.audit.page import cross_validation, environments, history, next, sets, validation
 from dlpr.audit.page.diagrams import HEIGHT, LEFT, WIDTH, number
 from dlpr.audit.page.section import ORDER, Section, symbol
 from dlpr.audit.record import AuditRecord, CheckRecord
@@ -91,6 +91,7 @@ def sections(record: AuditRecord, folder: Path) -> list[Section]:
         Section("checks", "Checks", {"open": open_checks(record), "holding": holding}),
         sets.section(record),
         *validation.section(record),
+        *cross_validation.section(record),
         environments.section(folder),
         *next.section(record),
         history.section(record),
