@@ -125,7 +125,7 @@ def _fold(steps: Pipeline, d: int, repeats: int) -> Row:
     samples = in_turn(partial(again, steps, partials), peers, repeats)
     size = {"columns": d, "rows": len(rows), "workers": n_cores()}
     name, against = "fold of stored rows", "dsyrk in memory, all cores"
-    return Row(name, ratio(samples), "", size, against, 0.85, samples=samples)
+    return Row(name, ratio(samples), "", size, against, 1.0, samples=samples)
 
 
 def _routes(steps: Pipeline, d: int, repeats: int) -> Row:
