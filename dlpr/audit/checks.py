@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from ase.data import atomic_numbers
+from numpy.typing import NDArray
 
 from dlpr.audit.changes import changes_for, lost_environments, setting_changes
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
 from dlpr.audit.history import History, PastAudit
+from dlpr.audit.near import WITHIN, Descriptors, near_repeats
+from dlpr.audit.outliers import BEYOND, outliers
 from dlpr.audit.record import CheckRecord, Verdict
 from dlpr.audit.repeats import Repeats, repeats
-from dlpr.audit.spec import EVERY, OF_DATA, REPEATS, Check, Relative
+from dlpr.audit.spec import EVERY, NEAR, OF_DATA, REPEATS, Check, Relative
 from dlpr.audit.tonight import Target, Tonight, View
 from dlpr.audit.words import MEANING, expected, measure_of, name_of, unit_of
 from dlpr.core.drift import drift
@@ -31,6 +34,8 @@ class Finding:
     is_comparable: bool = True
     """False: there is no baseline that it could be held against"""
     baselines: list[str] = field(default_factory=list)
+    structures: NDArray[np.int64] | None = None
+    """What it is about, where it names structures"""
 
 
 class Judge:
@@ -48,7 +53,6 @@ class Judge:
         self._tonight, self._history, self._baselines = tonight, history, list(baselines)
         self._spec, self._view = tonight.spec, tonight.view
         self.flagged = Flagged(tonight)
-        self._repeats: dict[tuple[str, str], Repeats] = {}
         self._views: dict[str, View] = {}
 
     def records(self) -> list[CheckRecord]:
@@ -75,8 +79,10 @@ class Judge:
 
     def _sets(self, check: Check) -> list[str]:
         """What "*" stands for: candidates of a pool are there to be of low rigidity."""
-        if check.of == "leakage":
+        if check.of in ("leakage", "near_leakage"):
             return [name for name, one in self._spec.test.items() if isinstance(one, SetSpec)]
+        if check.of == "outliers":
+            return [name for name in self._spec.test if self._view.sets[name].errors]
         return list(self._tonight.structures) if check.of in OF_DATA else list(self._spec.test)
 
     def _species(self, check: Check, name: str, group: str | None) -> list[int | None]:
@@ -91,8 +97,8 @@ class Judge:
         verdict = _verdict(check, found, bound)
         value, flagged = found.value, list[int]()
         if verdict != "pass":
-            repeated = self._repeats_of(target) if check.of in REPEATS else None
-            places = culprits(self._tonight, target, self._spec.flag.per_check, repeated)
+            n = self._spec.flag.per_check
+            places = culprits(self._tonight, target, n, found.structures)
             flagged = self.flagged.add(target.set, places)
         return CheckRecord(
             name=name_of(check, target.set, target.group, target.species),
@@ -114,7 +120,9 @@ class Judge:
         check = target.check
         if check.of in REPEATS:
             own = self._repeats_of(target)
-            return Finding(float(own.n), text=f"Here: {own.text}." if own.n else "")
+            return _named(own.structures, own.text)
+        if check.of == "outliers":
+            return self._outliers(target)
         if not check.needs_baseline:
             value = self._view.figure(target)
             return Finding(value, text="" if value is not None else "There is nothing to measure.")
@@ -194,11 +202,37 @@ class Judge:
         return self._views[audit.name]
 
     def _repeats_of(self, target: Target) -> Repeats:
-        key = (target.check.of, target.set)
-        if key not in self._repeats:
-            own, train = (self._tonight.structures[name] for name in (target.set, "train"))
-            self._repeats[key] = repeats(own, train if target.check.of == "leakage" else None)
-        return self._repeats[key]
+        check, names = target.check, [target.set]
+        if check.of in ("leakage", "near_leakage"):
+            names.append("train")
+        stores = [self._tonight.structures[name] for name in names]
+        if check.of not in NEAR:
+            return repeats(*stores)
+        results, rows = self._tonight.results, self._tonight.rows
+        points = [
+            Descriptors.of(store, results.get(name), rows)
+            for name, store in zip(names, stores, strict=True)
+        ]
+        return near_repeats(*points, within=check.within or WITHIN)
+
+    def _outliers(self, target: Target) -> Finding:
+        name, check = target.set, target.check
+        if not self._view.sets[name].errors:
+            return Finding(None, text="There is nothing to measure.")
+        found = outliers(
+            self._tonight.results[name],
+            self._tonight.structures[name],
+            is_fitted=self._spec.test.get(name) == "train",
+            beyond=check.beyond or BEYOND,
+            of_group=target.group,
+        )
+        return _named(found.structures, found.text)
+
+
+def _named(structures: NDArray[np.int64], text: str) -> Finding:
+    """So many structures, and which."""
+    n = len(structures)
+    return Finding(float(n), text=f"Here: {text}." if n else "", structures=structures)
 
 
 def _bound(check: Check, found: Finding) -> float | None:

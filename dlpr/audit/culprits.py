@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from dlpr.audit.errors import structure_errors, worst_forces
 from dlpr.audit.figures import read
 from dlpr.audit.record import FlaggedEnvironment
-from dlpr.audit.repeats import Repeats
 from dlpr.audit.spec import ERRORS
 from dlpr.audit.tonight import CERTAINTY, Target, Tonight
 from dlpr.audit.worst import Chunk
@@ -61,7 +60,7 @@ class Flagged:
 
 
 def culprits(
-    tonight: Tonight, target: Target, n: int, repeated: Repeats | None
+    tonight: Tonight, target: Target, n: int, structures: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
     """The environments to look at, by their places in the set: worst first, at most ``n``.
 
@@ -72,8 +71,8 @@ def culprits(
     tonight : Tonight
     target : Target
     n : int
-    repeated : Repeats, optional
-        Of a check of structures that repeat others.
+    structures : (m,) int64, optional
+        Of a check that names structures.
     """
     of = target.check.of
     environments = tonight.environments.get(target.set)
@@ -81,8 +80,8 @@ def culprits(
         return np.empty(0, np.int64)
     if of in SCORES:
         return environments.worst(n, SCORES[of], target.group, target.species)
-    if repeated is not None:
-        return environments.weakest_of(repeated.structures[:n])
+    if structures is not None:
+        return environments.weakest_of(structures[:n])
     if of in ERRORS and target.check.quantity == "forces":
         store = tonight.structures[target.set]
         return worst_forces(tonight.results[target.set], store, n, target.group)

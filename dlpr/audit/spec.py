@@ -33,11 +33,12 @@ EVERY = "*"
 DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr")
 """Measures of which a check takes a quantile or a share."""
 ERRORS = ("rmse", "mae")
-REPEATS = ("duplicates", "leakage")
+NEAR = ("near_duplicates", "near_leakage")
+REPEATS = ("duplicates", "leakage", *NEAR)
 OF_DATA = (*REPEATS, "lost", "settings")
 """Measures of structures, which need no rigidity."""
 _BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
-_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS)
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS, "outliers")
 _TO_BASELINE = ("drift", "lost", "settings")
 """Measures that are differences from a baseline already."""
 
@@ -52,6 +53,9 @@ Measure = Literal[
     "drift",
     "duplicates",
     "leakage",
+    "near_duplicates",
+    "near_leakage",
+    "outliers",
     "lost",
     "settings",
 ]
@@ -94,6 +98,12 @@ class Check(Section):
         default=None, description='a symbol such as Si, or "*" for each'
     )
     quantity: Literal["energy", "forces"] = "energy"
+    within: Positive | None = Field(
+        default=None, description="a number > 0: relative change of an environment's features"
+    )
+    beyond: Positive | None = Field(
+        default=None, description="a number > 0: multiples of the usual spread of errors"
+    )
     at_least: Bound | None = Field(default=None, description=_BOUND)
     at_most: Bound | None = Field(default=None, description=_BOUND)
     on_failure: Literal["warn", "fail"] = "fail"
@@ -114,7 +124,11 @@ class Check(Section):
             raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
         if self.quantity != "energy" and self.of not in ERRORS:
             raise ValueError(f"quantity belongs to {', '.join(ERRORS)}, not to {self.of}")
-        if self.of in (*OF_DATA, "drift") and isinstance(self.bound, Relative):
+        if self.within is not None and self.of not in NEAR:
+            raise ValueError(f"within belongs to {', '.join(NEAR)}, not to {self.of}")
+        if self.beyond is not None and self.of != "outliers":
+            raise ValueError(f"beyond belongs to outliers, not to {self.of}")
+        if self.of in (*OF_DATA, "drift", "outliers") and isinstance(self.bound, Relative):
             raise ValueError(f"of: {self.of} needs a number; it has no multiple of a baseline's")
         return self
 
@@ -137,6 +151,9 @@ STANDARD = (
     Check(of="unseen", at_most=0.0, on_failure="warn"),
     Check(of="duplicates", at_most=0.0, on_failure="warn"),
     Check(of="leakage", at_most=0.0, on_failure="warn"),
+    Check(of="near_duplicates", at_most=0.0, on_failure="warn"),
+    Check(of="near_leakage", at_most=0.0, on_failure="warn"),
+    Check(of="outliers", at_most=0.0, on_failure="warn"),
     Check(of="lost", at_most=0.0, on_failure="warn"),
     Check(of="settings", at_most=0.0, on_failure="warn"),
 )

@@ -105,6 +105,8 @@ class Tonight:
     results: dict[str, zarr.Group]
     """of the rated sets"""
     environments: dict[str, Environments]
+    rows: StageFolder
+    """of the training set"""
     conventions: Json
     """of the record"""
 
@@ -152,6 +154,7 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
         structures=structures,
         results=results,
         environments=environments,
+        rows=steps.rows(),
         conventions=conventions,
     )
     old: Json = {} if before is None else before.record.conventions["inputs"]

@@ -45,7 +45,7 @@ DECOMPOSED_COPIES = 8
 """Matrices of all columns that a decomposition holds at once."""
 RESULT_NBYTES = 256
 """Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
-STRUCTURE_NBYTES = 160
+STRUCTURE_NBYTES = 288
 """Result stage, per structure: all arrays over structures."""
 
 

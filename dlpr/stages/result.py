@@ -91,11 +91,15 @@ def plan(
             keys.append({"set": name, "chunk": chunk, "of": content})
     n_chunks = len(tasks)
     made_of = {name: stage.output_digest() for name, stage in inputs.items()}
+    # rigidities know nothing of the labels that stand beside them
+    structures = {name: one.input("structures").output_digest() for name, one in sets.items()}
     for name in sets:
         tasks.append((name, None))
-        keys.append({"set": name, "attributes": attributes, "inputs": made_of})
+        own = {"inputs": made_of, "structures": structures[name]}
+        keys.append({"set": name, "attributes": attributes, **own})
     settings = {
         "sets": list(sets),
+        "structures": structures,
         "attributes": attributes,
         "numerics": numerics,
         "tasks": tasks,
@@ -211,8 +215,9 @@ def _write_structures(group: zarr.Group, path: Path, order: SourceOrder) -> None
         "structure_source_frame": (structures.over_structures("source_frame"), {}),
     }
     for name, (values, attributes) in columns.items():
+        dimensions = ("structure", "projection")[: values.ndim]
         array = create_array(
-            group, name, values.shape, values.dtype, ("structure",), CHUNK_ROWS, attributes
+            group, name, values.shape, values.dtype, dimensions, CHUNK_ROWS, attributes
         )
         write_rows(array, 0, values, path)
     offset = structures.structure_offset
