@@ -6,22 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlpr.audit.record import AuditRecord, SetRecord
+from dlpr.engine.pipeline import Pipeline
+from dlpr.engine.regularizer_choice import regularizer
 from dlpr.engine.workspace import differences
-from dlpr.job import Job
 from dlpr.store.files import Json
 
 _MODEL = ("descriptor", "model", "loss", "solver", "storage")
 _OF_FILES = {"files", "fingerprint"}
 
 
-def settings_of(job: Job) -> Json:
+def settings_of(steps: Pipeline) -> Json:
     """What decides the meaning of a job's figures, but for the files themselves."""
-    resolved = job.resolved()
+    resolved = steps.job.resolved()
+    is_picked = steps.job.model.spec.scan is not None
     test = {name: _without_files(spec) for name, spec in resolved["test"].items()}
     return {
         **{name: resolved[name] for name in _MODEL},
         "train": _without_files(resolved["train"]),
         "test": test,
+        "picked_regularizer": regularizer(steps) if is_picked else None,  # may go with the data
     }
 
 

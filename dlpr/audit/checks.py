@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from dlpr.audit.changes import changes_for, lost_environments, setting_changes
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
-from dlpr.audit.history import History, PastAudit
+from dlpr.audit.history import PastAudit
 from dlpr.audit.near import WITHIN, Descriptors, near_repeats
 from dlpr.audit.outliers import BEYOND, outliers
 from dlpr.audit.record import CheckRecord, Verdict
-from dlpr.audit.repeats import Repeats, repeats
-from dlpr.audit.spec import EVERY, NEAR, OF_DATA, REPEATS, Check, Relative
+from dlpr.audit.repeats import repeats
+from dlpr.audit.spec import EVERY, NEAR, OF_DATA, REPEATS, Check, LastOnes, Relative
 from dlpr.audit.tonight import Target, Tonight, View
 from dlpr.audit.words import MEANING, expected, measure_of, name_of, unit_of
 from dlpr.core.drift import drift
 from dlpr.job import SetSpec
+
+Baselines = Mapping[str | LastOnes, list[PastAudit]]
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,43 @@ class Judge:
     Parameters
     ----------
     tonight : Tonight
-    history : History
-    baselines : sequence of PastAudit
-        What checks are held against that name no other audit.
+    baselines : mapping
+        Audits that checks are held against, by what the spec calls them.
     """
 
-    def __init__(self, tonight: Tonight, history: History, baselines: Sequence[PastAudit]) -> None:
-        self._tonight, self._history, self._baselines = tonight, history, list(baselines)
+    def __init__(self, tonight: Tonight, baselines: Baselines) -> None:
+        self._tonight, self._baselines = tonight, baselines
         self._spec, self._view = tonight.spec, tonight.view
         self.flagged = Flagged(tonight)
         self._views: dict[str, View] = {}
 
     def records(self) -> list[CheckRecord]:
-        """All checks, one by one."""
-        return [self._judge(one) for check in self._spec.checks for one in self._targets(check)]
+        """All checks, one by one, with the environments behind those that do not hold.
+
+        Of what is shown at most, each of these has an equal part; failures come first.
+        """
+        targets = [one for check in self._spec.checks for one in self._targets(check)]
+        findings = [self._find(one) for one in targets]
+        records = [_judged(*one) for one in zip(targets, findings, strict=True)]
+        failed, warned = (
+            [k for k, one in enumerate(records) if one.verdict == verdict]
+            for verdict in ("fail", "warn")
+        )
+        flag, n_open = self._spec.flag, len(failed) + len(warned)
+        for k in (*failed, *warned):
+            n = min(flag.per_check, max(1, flag.count // n_open))
+            places = culprits(self._tonight, targets[k], n, findings[k].structures)
+            flagged = self.flagged.add(targets[k].set, places)
+            records[k] = records[k].model_copy(update={"flagged": flagged})
+        return records
 
     def flag_worst(self) -> None:
-        """Have the least rigid environments of every test set among those that are shown."""
-        for name in self._spec.test:
-            worst = self._tonight.environments[name].worst(self._spec.flag.count, least_rigid)
-            self.flagged.add(name, worst)
+        """Fill what room is left with the least rigid environments, each test set alike."""
+        count = self._spec.flag.count
+        for k, name in enumerate(self._spec.test):
+            share = -(-self.flagged.room // (len(self._spec.test) - k))
+            worst = self._tonight.environments[name].worst(count if share else 0, least_rigid)
+            self.flagged.add(name, self.flagged.new(name, worst)[:share])
 
     def _targets(self, check: Check) -> Iterator[Target]:
         if check.of == "settings":
@@ -90,44 +109,17 @@ class Judge:
             return [*self._view.distributions.species(name, "lpr", group)]
         return [None if check.species is None else atomic_numbers[check.species]]
 
-    def _judge(self, target: Target) -> CheckRecord:
-        check = target.check
-        found = self._find(target)
-        bound = _bound(check, found)
-        verdict = _verdict(check, found, bound)
-        value, flagged = found.value, list[int]()
-        if verdict != "pass":
-            n = self._spec.flag.per_check
-            places = culprits(self._tonight, target, n, found.structures)
-            flagged = self.flagged.add(target.set, places)
-        return CheckRecord(
-            name=name_of(check, target.set, target.group, target.species),
-            set=target.set,
-            group=target.group,
-            species=target.species,
-            measure=measure_of(check),
-            unit=unit_of(check),
-            expected=expected(check, found.baselines),
-            found=None if value is None or not np.isfinite(value) else value,
-            bound=bound,
-            baseline=found.before,
-            verdict=verdict,
-            meaning=" ".join([MEANING[check.of], found.text]).strip(),
-            flagged=flagged,
-        )
-
     def _find(self, target: Target) -> Finding:
         check = target.check
         if check.of in REPEATS:
-            own = self._repeats_of(target)
-            return _named(own.structures, own.text)
+            return self._repeats(target)
         if check.of == "outliers":
             return self._outliers(target)
         if not check.needs_baseline:
             value = self._view.figure(target)
             return Finding(value, text="" if value is not None else "There is nothing to measure.")
         of = check.bound.of if isinstance(check.bound, Relative) else None
-        audits = self._baselines if of is None else self._history.baseline(of)
+        audits = self._baselines[of or self._spec.baseline]
         if check.of == "settings":
             return self._settings(audits)
         audits, why = self._comparable(audits, target.set, check.of in OF_DATA)
@@ -201,19 +193,21 @@ class Judge:
             self._views[audit.name] = View.of(audit)
         return self._views[audit.name]
 
-    def _repeats_of(self, target: Target) -> Repeats:
+    def _repeats(self, target: Target) -> Finding:
         check, names = target.check, [target.set]
         if check.of in ("leakage", "near_leakage"):
             names.append("train")
         stores = [self._tonight.structures[name] for name in names]
         if check.of not in NEAR:
-            return repeats(*stores)
+            found = repeats(*stores)
+            return _named(found.structures, found.text)
         results, rows = self._tonight.results, self._tonight.rows
         points = [
             Descriptors.of(store, results.get(name), rows)
             for name, store in zip(names, stores, strict=True)
         ]
-        return near_repeats(*points, within=check.within or WITHIN)
+        found = near_repeats(*points, within=check.within or WITHIN)
+        return _named(found.structures, found.text)
 
     def _outliers(self, target: Target) -> Finding:
         name, check = target.set, target.check
@@ -233,6 +227,25 @@ def _named(structures: NDArray[np.int64], text: str) -> Finding:
     """So many structures, and which."""
     n = len(structures)
     return Finding(float(n), text=f"Here: {text}." if n else "", structures=structures)
+
+
+def _judged(target: Target, found: Finding) -> CheckRecord:
+    check, value = target.check, found.value
+    bound = _bound(check, found)
+    return CheckRecord(
+        name=name_of(check, target.set, target.group, target.species),
+        set=target.set,
+        group=target.group,
+        species=target.species,
+        measure=measure_of(check),
+        unit=unit_of(check),
+        expected=expected(check, found.baselines),
+        found=None if value is None or not np.isfinite(value) else value,
+        bound=bound,
+        baseline=found.before,
+        verdict=_verdict(check, found, bound),
+        meaning=" ".join([MEANING[check.of], found.text]).strip(),
+    )
 
 
 def _bound(check: Check, found: Finding) -> float | None:

@@ -38,18 +38,27 @@ SCORES: dict[str, Score] = {
 
 
 class Flagged:
-    """The environments that an audit shows, each once."""
+    """The environments that an audit shows, each once, and no more than the spec says."""
 
     def __init__(self, tonight: Tonight) -> None:
         self._tonight = tonight
         self._index: dict[tuple[str, int], int] = {}
         self.environments: list[FlaggedEnvironment] = []
 
+    @property
+    def room(self) -> int:
+        """How many more can be shown."""
+        return self._tonight.spec.flag.count - len(self.environments)
+
+    def new(self, name: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of a set that are not shown yet."""
+        return np.array([p for p in places.tolist() if (name, p) not in self._index], np.int64)
+
     def add(self, name: str, places: NDArray[np.int64]) -> list[int]:
-        """Indices of environments of a set, given by their places in it."""
+        """Indices of environments of a set, given by their places in it, while there is room."""
         if not len(places):
             return []
-        fresh = np.array([p for p in places.tolist() if (name, p) not in self._index], np.int64)
+        fresh = self.new(name, places)[: self.room]
         found = self._tonight.environments[name].describe(fresh, self._tonight.view.scale)
         for place in fresh.tolist():
             if place in found:

@@ -208,7 +208,7 @@ cluster:
 
 baseline: last                       # the last one without a failure; or a name, {{last: 5}}
 busy: refuse                         # or wait, while another audit writes into the history
-flag: {{count: 50, per_check: 10}}     # environments in the report
+flag: {{count: 50, per_check: 10}}     # environments in the report, and of one check, at most
 
 checks:
   # raw LPR depends on the model's units; the prior ratio is 1 where the data say nothing

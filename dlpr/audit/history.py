@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Literal
 import pydantic
 
 from dlpr.audit.figures import Distributions
-from dlpr.audit.record import RECORD_VERSION, AuditRecord
+from dlpr.audit.record import NAME, RECORD_VERSION, AuditRecord
 from dlpr.audit.spec import WORK, LastOnes
 from dlpr.engine.output import clean
 from dlpr.engine.stopping import leave
@@ -42,6 +43,7 @@ from dlpr.store.lease import Lease
 RECORD, DISTRIBUTIONS, SPEC = "audit.json", "distributions.npz", "audit.yaml"
 PAGE, MANIFEST = "index.html", "manifest.json"
 LAST = "last"
+_IS_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(-\d{3,})?")  # no copy of a user
 _POLL = 1.0
 
 
@@ -134,8 +136,8 @@ class History:
 
     def audits(self) -> list[PastAudit]:
         """Published audits, oldest first."""
-        found = sorted(path.parent for path in self.path.glob(f"[!.]*/{RECORD}"))
-        return [PastAudit(path) for path in found]
+        found = sorted(path.parent for path in self.path.glob(f"*/{RECORD}"))
+        return [PastAudit(path) for path in found if _IS_NAME.fullmatch(path.name)]
 
     def audit(self, name: str) -> PastAudit:
         """An audit by its name; "last" is the newest one.
@@ -208,7 +210,7 @@ class History:
 
     def new_name(self) -> str:
         """When an audit begins, UTC; behind all that are there, whatever the clock says."""
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+        now = datetime.now(UTC).strftime(NAME)
         last = max((audit.name for audit in self.audits()), default="")
         if now > last:
             return now
@@ -243,7 +245,7 @@ class History:
     def prune(self, keep: int) -> tuple[list[str], int]:
         """Remove all audits but the newest, and the stages that no result needs.
 
-        The newest good audit and the baseline of the newest audit stay in any case.
+        The newest good audit and what the newest was held against stay in any case.
 
         Parameters
         ----------
@@ -270,8 +272,8 @@ class History:
             audits = self.audits()
             spared = {audit.name for audit in audits[-keep:]}
             if audits:
-                good, baseline = self.last_good(), audits[-1].record.baseline
-                spared |= {baseline or "", good.name if good else ""}
+                good = self.last_good()
+                spared |= {*audits[-1].record.held_against, good.name if good else ""}
             removed = [audit for audit in audits if audit.name not in spared]
             for audit in removed:
                 with explained(audit.path):

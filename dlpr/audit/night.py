@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from dlpr.api import finished, pipeline
-from dlpr.audit.checks import Judge
+from dlpr.audit.checks import Baselines, Judge
 from dlpr.audit.history import DISTRIBUTIONS, RECORD, SPEC, History
 from dlpr.audit.record import AuditRecord, Verdict, WorkRecord
 from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
 from dlpr.audit.tonight import look
+from dlpr.audit.words import why
 from dlpr.engine.events import Event, Listener
 from dlpr.engine.output import without_secrets
 from dlpr.engine.pipeline import Pipeline
@@ -36,7 +37,7 @@ class WorkLog:
                 stage=event.stage,
                 n_tasks=event.n_tasks,
                 n_computed=before.n_computed if before else 0,
-                reason=before.reason if before and before.n_computed else event.text,
+                reason=before.reason if before and before.n_computed else why(event.text),
                 seconds=before.seconds if before else 0.0,
             )
         elif event.stage in self._found and event.kind in ("task", "done"):
@@ -80,24 +81,30 @@ def run_audit(
     """
     history = History(spec.folder)
     with history.owned(spec.busy):
+        baselines = {of: history.baseline(of) for of in spec.baselines()}
         name, begun = history.new_name(), _now()
         work = WorkLog()
         with pipeline(spec.job(), listeners=(work, *listeners), **options) as steps:
-            return steps.mended(lambda: _made(spec, steps, history, work, name, begun))
+            return steps.mended(lambda: _made(spec, steps, history, baselines, work, name, begun))
 
 
 def _made(
-    spec: AuditSpec, steps: Pipeline, history: History, work: WorkLog, name: str, begun: str
+    spec: AuditSpec,
+    steps: Pipeline,
+    history: History,
+    baselines: Baselines,
+    work: WorkLog,
+    name: str,
+    begun: str,
 ) -> AuditRecord:
     """Finish the job, look at its result, and publish what there is to say."""
     from dlpr.audit.flagged import write_flagged
     from dlpr.audit.page import write_page
 
     result = finished(steps)
-    baselines = history.baseline(spec.baseline)
-    before = baselines[-1] if baselines else None
+    before = next(iter(baselines[spec.baseline][::-1]), None)
     tonight = look(spec, steps, result, before)
-    judge = Judge(tonight, history, baselines)
+    judge = Judge(tonight, baselines)
     checks = judge.records()
     judge.flag_worst()
     record = AuditRecord(
@@ -107,6 +114,7 @@ def _made(
         ended=_now(),
         verdict=_worst([check.verdict for check in checks]),
         baseline=before.name if before else None,
+        held_against=sorted({one.name for audits in baselines.values() for one in audits}),
         checks=checks,
         sets=list(tonight.view.sets.values()),
         flagged=judge.flagged.environments,

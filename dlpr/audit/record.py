@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Json = dict[str, Any]
 Verdict = Literal["pass", "warn", "fail"]
+Key = tuple[str, str, str | None, int | None]
+"""Measure, set, group and species of a figure."""
 RECORD_VERSION = 1
+NAME = "%Y-%m-%dT%H-%M-%SZ"
+"""Of an audit: when it began, UTC; later ones of one second have a number behind."""
 
 
 class _Part(BaseModel):
@@ -98,6 +102,11 @@ class CheckRecord(_Part):
     meaning: str = Field(description="one sentence: what it says, and what to do")
     flagged: list[int] = Field(default=[], description="indices into the audit's `flagged`")
 
+    @property
+    def key(self) -> Key:
+        """What is measured, and of what."""
+        return self.measure, self.set, self.group, self.species
+
 
 class WorkRecord(_Part):
     """One stage: what was computed, and why."""
@@ -105,7 +114,7 @@ class WorkRecord(_Part):
     stage: str
     n_tasks: int
     n_computed: int
-    reason: str = Field(description="such as 'reused', 'continued', 'changed: ...'")
+    reason: str = Field(description="a sentence")
     seconds: float
 
 
@@ -114,10 +123,17 @@ class SeriesRecord(_Part):
 
     measure: str
     set: str
+    group: str | None = None
+    species: int | None = None
     unit: str = ""
     audits: list[str]
     values: list[float | None]
     is_logarithmic: bool = False
+
+    @property
+    def key(self) -> Key:
+        """That of the check of the same figure."""
+        return self.measure, self.set, self.group, self.species
 
 
 class PickRecord(_Part):
@@ -142,12 +158,13 @@ class AuditRecord(_Part):
     """One audit."""
 
     record_version: int = RECORD_VERSION
-    name: str = Field(description="its folder in the history: when it began, UTC")
+    name: str = Field(description="its folder in the history, see `NAME`")
     title: str
     begun: str
     ended: str
     verdict: Verdict
     baseline: str | None = Field(description="the audit that it was held against")
+    held_against: list[str] = Field(default=[], description="this one, and others that checks name")
     checks: list[CheckRecord]
     sets: list[SetRecord]
     flagged: list[FlaggedEnvironment]

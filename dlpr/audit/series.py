@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from ase.data import chemical_symbols
-
 from dlpr.audit.errors import OF_CHECK
 from dlpr.audit.figures import LEVELS
 from dlpr.audit.history import PastAudit
-from dlpr.audit.record import CheckRecord, SeriesRecord, SetRecord
+from dlpr.audit.record import CheckRecord, Key, SeriesRecord, SetRecord
 from dlpr.audit.tonight import Tonight
 
 MOST = 400
@@ -31,20 +29,22 @@ def series_of(
     newest : PastAudit, optional
         The audit before.
     """
-    found: dict[tuple[str, str], tuple[float | None, str]] = {}
+    found: dict[Key, tuple[float | None, str]] = {}
     for one in tonight.view.sets.values():
         found |= _of_set(one)
     for check in checks:
-        found.setdefault((key_of(check), check.set), (check.found, check.unit))
-    before = {} if newest is None else {(s.measure, s.set): s for s in newest.record.series}
+        found.setdefault(check.key, (check.found, check.unit))
+    before = {} if newest is None else {one.key: one for one in newest.record.series}
     series = []
-    for (measure, of_set), (value, unit) in found.items():
-        old = before.get((measure, of_set))
+    for (measure, of_set, group, species), (value, unit) in found.items():
+        old = before.get((measure, of_set, group, species))
         audits, values = (old.audits, old.values) if old else ([], [])
         series.append(
             SeriesRecord(
                 measure=measure,
                 set=of_set,
+                group=group,
+                species=species,
                 unit=unit,
                 audits=[*audits, name][-MOST:],
                 values=[*values, value][-MOST:],
@@ -54,21 +54,16 @@ def series_of(
     return series
 
 
-def _of_set(one: SetRecord) -> dict[tuple[str, str], tuple[float | None, str]]:
-    found: dict[tuple[str, str], tuple[float | None, str]] = {}
-    found["n_environments", one.name] = float(one.n_environments), "environments"
+def _of_set(one: SetRecord) -> dict[Key, tuple[float | None, str]]:
+    found: dict[Key, tuple[float | None, str]] = {}
+    all_of_it = one.name, None, None
+    found["n_environments", *all_of_it] = float(one.n_environments), "environments"
     whole = one.groups[0]
     for measure, shown in _SHOWN.items():
         values = getattr(whole, measure).values
         for q in shown if values else ():
-            found[f"{measure}.q{q:g}", one.name] = values[LEVELS.index(q)], ""
+            found[f"{measure}.q{q:g}", *all_of_it] = values[LEVELS.index(q)], ""
     for error in one.errors:
         if error.group is None and error.quantity == OF_CHECK["energy"]:
-            found["rmse.energy", one.name] = error.rmse, error.unit
+            found["rmse.energy", *all_of_it] = error.rmse, error.unit
     return found
-
-
-def key_of(check: CheckRecord) -> str:
-    """The check's figure, with group and species where it is not of all."""
-    among = [check.group, chemical_symbols[check.species] if check.species else None]
-    return " ".join([check.measure, *(one for one in among if one)])

@@ -161,7 +161,7 @@ STANDARD = (
 
 
 class Flag(Section):
-    """How many environments are shown."""
+    """How many environments are shown, at most."""
 
     count: Natural = Field(default=50, description="a whole number >= 0")
     per_check: Natural = Field(default=10, description="a whole number >= 0")
@@ -237,6 +237,11 @@ class AuditSpec(Computation):
     def rated(self) -> list[str]:
         """Sets that have rigidities."""
         return [*self.test, *([POOL] if self.pool else [])]
+
+    def baselines(self) -> list[str | LastOnes]:
+        """What checks are held against: that of the audit, and those that checks name."""
+        named = [one.bound.of for one in self.checks if isinstance(one.bound, Relative)]
+        return list(dict.fromkeys([self.baseline, *(of for of in named if of is not None)]))
 
     @property
     def folder(self) -> Path:

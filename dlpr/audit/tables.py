@@ -76,9 +76,9 @@ def comparison(before: PastAudit, now: PastAudit) -> tuple[TextTable, list[str]]
     names = {one.name for one in new.sets}
     notes += [f"set {name} is new" for name in names - known.keys()]
     notes += [f"set {name} is gone" for name in known.keys() - names]
-    verdicts = {_key(one): one.verdict for one in old.checks}
+    verdicts = {one.key: one.verdict for one in old.checks}
     for one in new.checks:
-        was = verdicts.get(_key(one), one.verdict)
+        was = verdicts.get(one.key, one.verdict)
         if was != one.verdict:
             notes.append(f"{one.name}: {was} -> {one.verdict}")
     return TextTable("Comparison", columns, 1, rows, caption), notes
@@ -91,10 +91,6 @@ def _compared(before: PastAudit, now: PastAudit, old: SetRecord, new: SetRecord)
     for q in (0.05, 0.5):
         cells += [number(at(one.groups[0].lpr, q)) for one in (new, old)]
     return [new.name, *cells, number(ks)]
-
-
-def _key(check: CheckRecord) -> tuple[str, str, str | None, int | None]:
-    return check.measure, check.set, check.group, check.species
 
 
 def paragraph(record: AuditRecord, folder: Path) -> str:

@@ -143,7 +143,7 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
         "job": root["job"],
         "versions": root["versions"],
         "factor": factor,
-        "settings": settings_of(steps.job),
+        "settings": settings_of(steps),
         "inputs": {name: inputs_of(steps.index(name).settings["sources"]) for name in names},
         "uncertainty": calibration,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ase.data import chemical_symbols
 
 from dlpr.audit.spec import ERRORS, EVERY, Check, Relative
@@ -67,6 +69,21 @@ MEANING = {
     "next audit is held against this one.",
 }
 
+WHY = {
+    "new": "It had not been computed before.",
+    "continued": "Tasks of it were done already, or are to be done again.",
+    "reused": "Nothing that it depends on has changed.",
+}
+"""By what `dlpr.engine.workspace` says of a stage."""
+
+
+def why(reason: str) -> str:
+    """Why a stage was computed or not, in a sentence."""
+    cause, *n_new = re.split(r"; (\d+ of \d+ tasks are new)$", reason)[:2]
+    changes = cause.removeprefix("changed: ")
+    told = WHY.get(cause, f"Something that it depends on has changed: {changes}.")
+    return " ".join([told, *(f"{one}; the others were taken over." for one in n_new)])
+
 
 def unit_of(check: Check) -> str:
     """Of a check's figure; nothing for shares, rigidities and distances."""
@@ -75,11 +92,16 @@ def unit_of(check: Check) -> str:
     return UNITS.get(check.of, "") if check.share_below is None else ""
 
 
+def among(group: str | None, species: int | None) -> str:
+    """Behind the name of a set: the part of it that is meant, if not all."""
+    parts = [group, chemical_symbols[species] if species else None]
+    told = ", ".join(one for one in parts if one)
+    return f" ({told})" if told else ""
+
+
 def name_of(check: Check, name: str, group: str | None, species: int | None) -> str:
     """A sentence for what a check is about, in the user's words where there are any."""
-    among = [group, chemical_symbols[species] if species else None]
-    told = ", ".join(one for one in among if one)
-    place = name + (f" ({told})" if told else "")
+    place = name + among(group, species)
     if check.name is not None:
         is_one_of_many = EVERY in (check.set, check.group, check.species) and place
         return f"{check.name}: {place}" if is_one_of_many else check.name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ from dlpr.errors import DlprError, StoppedError
 if TYPE_CHECKING:
     from dlpr.audit.record import AuditRecord
 
+logger = logging.getLogger(__name__)
 MADE_NOT = 2
 """Exit code where an audit could not be made; 1: a check failed."""
 
@@ -51,22 +55,36 @@ def run(audit: Path, cluster: str | None, mail: bool) -> None:
     from dlpr.engine.stopping import soft_stops
 
     console = Console(quiet=mail)
-    try:
+    with _told(audit, mail):
         spec = AuditSpec.load(audit)
         with soft_stops(), ProgressLines(console) as lines:
             record = run_audit(spec, listeners=(lines,), cluster=cluster)
-    except StoppedError:
+        if mail:
+            click.echo(paragraph(record, spec.folder))
+        else:
+            _show(console, record, spec.folder)
+    sys.exit(int(record.verdict == "fail"))
+
+
+@contextmanager
+def _told(audit: Path, mail: bool) -> Iterator[None]:
+    """Leave with `MADE_NOT` where an audit cannot be made, be it by a fault of the program: 1 would
+    say that a check failed."""
+    try:
+        yield
+    except (StoppedError, BrokenPipeError):
         raise
     except DlprError as error:
-        if mail:
-            click.echo(f"{audit}: the audit could not be made. {' '.join(str(error).split())}")
+        why = str(error)
         click.echo(f"Error: {error}", err=True)
-        sys.exit(MADE_NOT)
-    if mail:
-        click.echo(paragraph(record, spec.folder))
+    except Exception as error:
+        why = f"This is a fault of dlpr: {type(error).__name__}: {error}"
+        logger.exception("dlpr audit run")
     else:
-        _show(console, record, spec.folder)
-    sys.exit(int(record.verdict == "fail"))
+        return
+    if mail:
+        click.echo(f"{audit}: the audit could not be made. {' '.join(why.split())}")
+    sys.exit(MADE_NOT)
 
 
 @audit.command(epilog="Example:  dlpr audit init train.extxyz md/run*.extxyz --to AUDIT.yaml")

@@ -117,7 +117,8 @@ class Workspace:
         if before.name == folder.name or not (before.path / "plan.json").exists():
             return "new"
         changes = differences(folder.settings, before.settings)
-        changes += differences(folder.plan["inputs"], before.plan["inputs"], "input ")
+        inputs, old = folder.plan["inputs"], before.plan["inputs"]
+        changes += [name for name in sorted(inputs) if inputs[name] != old.get(name)]
         return "changed: " + "; ".join(changes[:4] or ["files that it reads"])
 
     def mend(self, error: CorruptPartError) -> None:
@@ -127,13 +128,14 @@ class Workspace:
 
 
 def differences(settings: Json, other: Json, prefix: str = "") -> list[str]:
-    """Dotted names and values of what differs between two plans' settings."""
+    """Dotted names of what differs between two plans' settings; values, but of long ones."""
     lines: list[str] = []
     for key in sorted(set(settings) | set(other)):
         old, new = other.get(key), settings.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(new, old, f"{prefix}{key}.")
         elif old != new:
-            was, now = (json.dumps(value)[:60] for value in (old, new))
-            lines.append(f"{prefix}{key}: {was} -> {now}")
+            was, now = (json.dumps(value) for value in (old, new))
+            is_short = not isinstance(new, list) and max(len(was), len(now)) <= 60
+            lines.append(f"{prefix}{key}" + f": {was} -> {now}" * is_short)
     return lines

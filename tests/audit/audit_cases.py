@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Nights:
         self.data: dict[str, Any] = {
             "train": {"files": ["cold.xyz", "hot.xyz"], "group_by": "config_type"},
             "test": {"md": {"files": "md_*.xyz"}},
-            "descriptor": {"soap": SOAP},
+            "descriptor": {"soap": deepcopy(SOAP)},
             "model": {"linear": {"regularizer": 1.0e-4}},
             "solver": "cholesky",
             "cluster": {"local": {"workers": 1, "memory_per_worker": "2GiB"}},

@@ -9,8 +9,10 @@ import pytest
 from audit_cases import Nights, crystals
 
 from dlpr import cli
+from dlpr.audit import night
 from dlpr.audit.history import History
 from dlpr.audit.spec import AuditSpec
+from dlpr.store.lease import Lease
 
 
 class Terminal:
@@ -57,6 +59,28 @@ def test_exit_codes_of_a_night(terminal: Terminal) -> None:
     assert err.startswith("Error: ")
     assert "md_000.xyz" in err
     assert len(History(terminal.nights.spec().folder).audits()) == 2
+
+
+def test_a_fault_of_the_program_is_not_a_check_that_failed(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(night, "run_audit", broken)
+    code, out, err = terminal.says("run", "--mail")
+    assert (code, out.count("\n")) == (2, 1)
+    assert "a fault of dlpr: ZeroDivisionError: by zero" in out
+    assert "Traceback" in err
+
+
+def test_an_audit_that_is_busy_is_not_one_that_failed(terminal: Terminal) -> None:
+    owner = Lease(terminal.nights.spec().folder / "owner.json")
+    owner.acquire()
+    with owner.held():
+        code, _, err = terminal.says("run")
+    assert code == 2
+    assert "another audit writes into" in err
 
 
 def test_a_mail_is_one_paragraph(terminal: Terminal) -> None:

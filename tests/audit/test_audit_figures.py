@@ -53,8 +53,9 @@ class Run:
     """An audit of mixed structures, and its result as arrays."""
 
     def __init__(self, nights: Nights, **changes: Any) -> None:
-        self.spec = nights.spec(checks=CHECKS, uncertainty={"set": "md"}, **changes)
-        self.record: AuditRecord = nights.run(checks=CHECKS, uncertainty={"set": "md"}, **changes)
+        changes |= {"checks": CHECKS, "uncertainty": {"set": "md"}, "flag": {"count": 150}}
+        self.spec = nights.spec(**changes)
+        self.record: AuditRecord = nights.run(**changes)
         store = zarr.open_group(str(self.spec.folder / "work" / "rigidity.zarr"), mode="r")
         group = store["md"]
         self.arrays = {name: np.asarray(array[:]) for name, array in group.arrays()}  # type: ignore[union-attr]
@@ -184,6 +185,7 @@ def test_errors_of_forces(run: Run) -> None:
 def test_the_worst_of_every_set_are_shown(run: Run) -> None:
     shown = {run.place(one) for one in run.record.flagged}
     assert set(np.argsort(run.lpr)[:50].tolist()) <= shown
+    assert len(run.record.flagged) == len(shown) == 150
     for one in run.record.flagged:
         place = run.place(one)
         assert one.lpr == run.lpr[place]
@@ -251,6 +253,34 @@ def test_what_cannot_be_measured_does_not_pass(nights: Nights) -> None:
     ((_, found),) = alarms(record).items()
     assert (found.found, found.verdict) == (None, "fail")
     assert "nothing to measure" in found.meaning
+
+
+def test_what_is_shown_is_shared_out(nights: Nights) -> None:
+    nights.data["test"] = {"md": {"files": "md_*.xyz"}, "hot": {"files": "hot.xyz"}}
+    low = {"of": "lpr", "quantile": 0.5}
+    checks = [
+        {**low, "set": "md", "at_least": 1e9, "on_failure": "warn"},
+        {**low, "at_least": 0},
+        {**low, "set": "hot", "at_least": 1e9},
+    ]
+    record = nights.run(checks=checks, flag={"count": 20, "per_check": 4})
+    warned, held, _, failed = record.checks
+    assert (failed.flagged, warned.flagged, held.flagged) == ([0, 1, 2, 3], [4, 5, 6, 7], [])
+    assert [one.set for one in record.flagged] == ["hot"] * 4 + ["md"] * 10 + ["hot"] * 6
+    few = nights.run(checks=checks, flag={"count": 1})
+    assert ([check.flagged for check in few.checks], len(few.flagged)) == ([[], [], [], [0]], 1)
+
+
+def test_a_species_and_a_group_of_its_name_are_told_apart(nights: Nights) -> None:
+    for name in ("cold.xyz", "md_000.xyz"):
+        nights.put(name, crystals(5, len(name), group="Si"))
+    nights.data["test"]["md"]["group_by"] = "config_type"
+    half = {"of": "lpr", "quantile": 0.5, "at_least": 0}
+    checks = [half, {**half, "group": "Si"}, {**half, "species": "Si"}]
+    nights.run(checks=checks)
+    series = [one for one in nights.run(checks=checks).series if one.key[:2] == ("lpr.q0.5", "md")]
+    assert [one.key[2:] for one in series] == [(None, None), ("Si", None), (None, SI)]
+    assert [len(one.values) for one in series] == [2, 2, 2]
 
 
 def test_a_check_keeps_the_name_that_its_user_gave(nights: Nights) -> None:

@@ -91,6 +91,29 @@ def test_pruning_spares_the_last_good_one_and_the_baseline(
         history.prune(0)
 
 
+def test_pruning_spares_what_checks_name(nights: Nights, history: History) -> None:
+    first = history.audits()[0].name
+    bound = {"times": 0.5, "of": first}
+    nights.run(checks=[{"of": "lpr", "quantile": 0.5, "at_least": bound}])
+    history.prune(1)
+    assert history.audits()[0].name == first
+
+
+def test_an_audit_that_is_not_there_is_named_before_anything_is_computed(nights: Nights) -> None:
+    bound = {"times": 0.5, "of": "yesterday"}
+    with pytest.raises(StoreError, match="no audit 'yesterday'"):
+        nights.run(checks=[{"of": "lpr", "quantile": 0.5, "at_least": bound}])
+    assert not (nights.spec().folder / "work").exists()
+
+
+def test_copies_that_users_made_are_no_audits(nights: Nights, history: History) -> None:
+    audits = history.audits()
+    for name in ("golden", f"{audits[-1].name} (copy)", "2026-01-01"):
+        shutil.copytree(audits[0].path, history.path / name)
+    assert history.audits() == audits
+    assert not history.new_name().startswith("golden")
+
+
 def test_pruning_cleans_what_no_result_needs(nights: Nights) -> None:
     nights.run()
     stale = {path.name for path in (nights.spec().folder / "work/work").glob("rigidity-*")}

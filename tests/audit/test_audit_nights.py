@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,23 @@ def test_a_changed_hyperparameter(quiet: Nights) -> None:
     assert "soap.cutoff.radius: 3.0 -> 4.5" in check.meaning
     features = next(one for one in record.work if one.stage == "features of train")
     assert features.n_computed == features.n_tasks
-    assert "cutoff.radius" in features.reason
+    assert re.search(r"has changed: \S*cutoff\.radius: 3\.0 -> 4\.5\.$", features.reason)
     assert not alarms(quiet.run())
+
+
+def test_a_regularizer_that_is_picked_anew(nights: Nights) -> None:
+    scan = {"scan": [1e-8, 1.0], "on": "md", "points": 5}
+    nights.data |= {"checks": CHECKS, "model": {"linear": {"regularizer": scan}}}
+    nights.run()
+    wrong = crystals(60, 2, 0.15)
+    for atoms in wrong:
+        atoms.info["energy"] = 0.0
+    nights.put("md_000.xyz", wrong)
+    record = nights.run()
+    ((key, check),) = alarms(record).items()
+    assert (key, check.found) == (("settings", ""), 1)
+    assert "Here: picked_regularizer: 0.0001 -> 1.0." in check.meaning
+    assert "Not comparable" in record.checks[_index(record, "lpr.q0.05", "md")].meaning
 
 
 def test_data_that_are_lost_show_beside_changed_settings(quiet: Nights) -> None:
@@ -132,5 +148,5 @@ def test_an_unchanged_night_does_nothing(quiet: Nights) -> None:
     record = quiet.run()
     assert not alarms(record)
     assert [one.n_computed for one in record.work] == [0] * len(record.work)
-    assert {one.reason for one in record.work} == {"reused"}
+    assert {one.reason for one in record.work} == {"Nothing that it depends on has changed."}
     assert sum(one.n_new_files + one.n_changed_files for one in record.sets) == 0

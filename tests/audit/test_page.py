@@ -26,7 +26,7 @@ from page_cases import (
     write_frames,
 )
 
-from dlpr.audit.page import MOST_LINES, prose, sentence, write_page
+from dlpr.audit.page import MOST_LINES, history, prose, sentence, write_page
 from dlpr.audit.page.diagrams import axis_of, chart, number
 from dlpr.audit.page.environments import MOST_PICTURES
 from dlpr.audit.page.sets import MOST_ROWS
@@ -230,6 +230,27 @@ def test_a_line_is_broken_where_nothing_was_found() -> None:
     drawn = chart("x", {"x": [1.0, None, 2.0, float("nan"), 3.0, 4.0]}, ("a", "b"), False)
     assert [len(line.split()) for line in drawn.curves[0].lines] == [1, 1, 2]
     assert len(drawn.curves[0].points) == 4
+
+
+def test_history_is_drawn_by_the_time_of_audits() -> None:
+    audits = ["2026-11-01T02-00-00Z", "2026-11-02T02-00-00Z", "2026-11-11T02-00-00Z"]
+    one = series("lpr.q0.5", [1.0, 2.0, 4.0], True).model_copy(update={"audits": audits})
+    (drawn,) = history.section(empty_record(series=[one])).shows["history"]["film"].charts
+    (first, _), (second, _), (third, _) = drawn.curves[0].points
+    assert (second - first) / (third - first) == pytest.approx(0.1, abs=0.001)
+    assert drawn.ends == ("2026-11-01", "2026-11-11")
+    same = [*audits[:1], f"{audits[0]}-002", f"{audits[0]}-003"]
+    one = one.model_copy(update={"audits": same})
+    (drawn,) = history.section(empty_record(series=[one])).shows["history"]["film"].charts
+    assert drawn.ends == ("2026-11-01 02:00", "2026-11-01 02:00")
+    assert len(drawn.curves[0].points) == 3
+
+
+def test_the_bound_in_history_is_that_of_the_check_that_does_not_hold() -> None:
+    checks = [check("a", verdict, bound=bound) for verdict, bound in (("fail", 1.0), ("warn", 9.0))]
+    record = empty_record(checks=checks, series=[series("lpr.q0.05", [1.0, 2.0], True)])
+    (drawn,) = history.section(record).shows["history"]["film"].charts
+    assert drawn.bound == drawn.axis.place(1.0)
 
 
 @given(lpr=st.lists(st.floats(0.0, INF), min_size=2))

@@ -171,7 +171,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one horizontal axis of equal steps."""
+    """Curves over one horizontal axis."""
 
     title: str
     axis: Axis
@@ -194,22 +194,22 @@ def chart(
     is_logarithmic: bool,
     bound: float | None = None,
     caption: str = "",
+    at: Sequence[float] | None = None,
 ) -> Chart:
-    """Place curves, all from the first step on."""
+    """Place curves, all from the first step on; steps are equal, or ``at`` ascending numbers."""
     values = [value for curve in curves.values() for value in curve]
     axis = axis_of([*values, bound], is_logarithmic, HEIGHT - _BOTTOM, _TOP)
-    steps = max(map(len, curves.values()))
+    at = at or range(max(map(len, curves.values())))
+    across = Axis(at[0], max(at[-1], at[0] + 1), False, LEFT + MARGIN, WIDTH - MARGIN)
+    steps = [across.place(one) for one in at]
     found = [_curve(axis, name, of_curve, steps) for name, of_curve in curves.items()]
     return Chart(title, axis, found, ends, None if bound is None else axis.place(bound), caption)
 
 
-def _curve(axis: Axis, name: str, values: Sequence[float | None], steps: int) -> Curve:
-    width = WIDTH - LEFT - 2 * MARGIN
+def _curve(axis: Axis, name: str, values: Sequence[float | None], steps: Sequence[float]) -> Curve:
     places = [
-        None
-        if value is None or math.isnan(value)
-        else (round(LEFT + MARGIN + width * step / max(steps - 1, 1), 1), axis.place(value))
-        for step, value in enumerate(values)
+        None if value is None or math.isnan(value) else (step, axis.place(value))
+        for step, value in zip(steps, values, strict=False)
     ]
     pieces = [
         " ".join(f"{place[0]:g},{place[1]:g}" for place in piece if place)
