@@ -11,6 +11,7 @@ import yaml
 from dlpr.api import finished, pipeline
 from dlpr.audit.checks import Baselines, Judge
 from dlpr.audit.history import DISTRIBUTIONS, RECORD, SPEC, History
+from dlpr.audit.ratios import with_ratios
 from dlpr.audit.record import AuditRecord, Verdict, WorkRecord
 from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
@@ -100,6 +101,7 @@ def _made(
     """Finish the job, look at its result, and publish what there is to say."""
     from dlpr.audit.flagged import write_flagged
     from dlpr.audit.page import write_page
+    from dlpr.audit.sample import sampled, write_sample
 
     result = finished(steps)
     before = next(iter(baselines[spec.baseline][::-1]), None)
@@ -107,6 +109,11 @@ def _made(
     judge = Judge(tonight, baselines)
     checks = judge.records()
     judge.flag_worst()
+    flagged = judge.flagged.environments
+    chart = sampled(steps, tonight) if spec.sample.count else None
+    known, ratios = with_ratios([*flagged, *(chart.environments if chart else [])], tonight, before)
+    if chart is not None:
+        chart = chart.model_copy(update={"environments": known[len(flagged) :]})
     record = AuditRecord(
         name=name,
         title=spec.title,
@@ -117,9 +124,11 @@ def _made(
         held_against=sorted({one.name for audits in baselines.values() for one in audits}),
         checks=checks,
         sets=list(tonight.view.sets.values()),
-        flagged=judge.flagged.environments,
+        flagged=known[: len(flagged)],
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
+        sample=chart,
+        ratios=ratios,
         conventions=tonight.conventions,
     )
     with history.publishing(name, tonight.result) as folder:
@@ -129,6 +138,8 @@ def _made(
             yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
         )
         write_flagged(record, result, folder)
+        if chart is not None:
+            write_sample(chart, spec.title, result, folder)
         write_page(record, folder)
     return record
 

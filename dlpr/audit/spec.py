@@ -167,6 +167,12 @@ class Flag(Section):
     per_check: Natural = Field(default=10, description="a whole number >= 0")
 
 
+class Sample(Section):
+    """Environments on the map."""
+
+    count: Natural = Field(default=200, description="a whole number >= 0; 0: no map")
+
+
 class Uncertainty(Section):
     """By which errors rigidities become uncertainties."""
 
@@ -202,6 +208,7 @@ class AuditSpec(Computation):
         default="last", description="last, the name of an audit, or {last: 5}"
     )
     flag: Flag = Flag()
+    sample: Sample = Sample()
     busy: Literal["wait", "refuse"] = "refuse"
 
     kind_of_file: ClassVar[str] = "audit"

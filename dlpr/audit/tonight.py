@@ -143,6 +143,7 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
         "job": root["job"],
         "versions": root["versions"],
         "factor": factor,
+        "references": steps.references().output_digest() if steps.job.model.kernel else None,
         "settings": settings_of(steps),
         "inputs": {name: inputs_of(steps.index(name).settings["sources"]) for name in names},
         "uncertainty": calibration,

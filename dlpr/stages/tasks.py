@@ -33,6 +33,7 @@ STAGES = {
     "forces": "dlpr.stages.forces",
     "rigidity": "dlpr.stages.rigidity",
     "result": "dlpr.stages.result",
+    "sample": "dlpr.stages.sample",
 }
 
 
