@@ -48,12 +48,17 @@ def with_ratios(
         return kept, f"LPR does not compare with that of {before.name}: {why}."
     store = zarr.open_group(str(before.path / STORE), mode="r")
     mu = float(before.record.conventions["factor"]["mu"])
+    # what the training set is may change: that is what is compared
+    settings = {**tonight.settings, "train": before.record.conventions["settings"]["train"]}
     places: defaultdict[str, list[int]] = defaultdict(list)
     for k, one in enumerate(kept):
-        if one.set in store and not changes_for(one.set, tonight.settings, before.record):
-            places[one.set].append(k)
+        places[one.set].append(k)
+    changes = {name: changes_for(name, settings, before.record) for name in places}
+    why = "; ".join(next((told for told in changes.values() if told), [])[:3])
     n = 0
     for name, numbers in places.items():
+        if changes[name] or name not in store:
+            continue
         group = store[name]
         assert isinstance(group, zarr.Group)
         past = _past([kept[k] for k in numbers], Environments(name, group, mu), group)
@@ -62,6 +67,8 @@ def with_ratios(
             if ratio is not None:
                 kept[k] = kept[k].model_copy(update={"lpr_ratio": ratio})
                 n += 1
+    if not n and why:
+        return kept, f"LPR does not compare with that of {before.name}: {why}."
     if not n:
         return kept, f"{before.name} had none of the environments that are shown."
     return kept, f"LPR over that of the same environment in {before.name}."

@@ -82,6 +82,7 @@ def test_ratios_of_two_training_sets(nights: Nights) -> None:
     assert first.ratios is not None
     assert "no earlier audit" in first.ratios
     nights.put("hot.xyz", crystals(40, 1, 0.3, "hot"))
+    nights.data["train"]["where"] = "energy < 0"
     nights.put("md_001.xyz", crystals(5, 8, 0.5))
     second = nights.run()
     assert second.sample is not None
@@ -111,8 +112,12 @@ def test_ratios_at_another_regularizer_are_refused(nights: Nights) -> None:
     nights.data["model"] = {"linear": {"regularizer": 2e-4}}
     record = nights.run()
     assert set(ratios(record)) == {None}
-    assert record.ratios is not None
-    assert "regularizer" in record.ratios
+    assert "regularizer" in str(record.ratios)
+    nights.data["descriptor"]["soap"]["density"]["width"] = 0.405
+    nights.data["model"] = {"linear": {"regularizer": 2e-4, "scale": "none"}}
+    record = nights.run()
+    assert set(ratios(record)) == {None}
+    assert "does not compare" in str(record.ratios)
 
 
 def test_a_kernels_references(nights: Nights) -> None:

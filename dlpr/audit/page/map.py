@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dlpr.audit.page.diagrams import number
+from dlpr.audit.page.diagrams import MARGIN, WIDTH, number
 from dlpr.audit.page.section import Section, symbol
 from dlpr.audit.page.sticks import CIVIDIS, Colors
 from dlpr.audit.record import AuditRecord, FlaggedEnvironment, SampleRecord
 
-SIZE = 340.0
-MARGIN = 14.0
 DIVERGING = (
     *("#8c510a", "#bf812d", "#dfc27d", "#eedcb5", "#f5f5f5"),
     *("#b9e0da", "#80cdc1", "#35978f", "#01665e"),
@@ -37,6 +35,7 @@ class Map:
     """Environments in the plane of two principal axes."""
 
     title: str
+    height: float
     training: list[tuple[float, float]]
     marks: list[Mark]
     scale: tuple[str, ...]
@@ -53,7 +52,7 @@ def section(record: AuditRecord) -> list[Section]:
     ratios = [one.lpr_ratio for one in sample.environments if one.lpr_ratio]
     if ratios:
         maps.append(_by_ratio(sample, ratios))
-    shown = {"maps": maps, "size": SIZE, "explained": sample.explained}
+    shown = {"maps": maps, "width": WIDTH, "explained": sample.explained}
     return [Section("map", "Map", shown)]
 
 
@@ -90,20 +89,21 @@ def _map(
 ) -> Map:
     """Place all environments, and colour those that have one: equal lengths on both axes."""
     points = [*sample.coordinates, *sample.training]
-    low, high = ([f(point[k] for point in points) for k in (0, 1)] for f in (min, max))
-    span = max(high[0] - low[0], high[1] - low[1]) or 1.0
-    width = (SIZE - 2 * MARGIN) / span
+    left, right = (f(point[0] for point in points) for f in (min, max))
+    bottom, top = (f(point[1] for point in points) for f in (min, max))
+    scaling = (WIDTH - 2 * MARGIN) / (max(right - left, top - bottom) or 1.0)
 
     def place(point: list[float]) -> tuple[float, float]:
-        x, y = (0.5 * SIZE + width * (point[k] - 0.5 * (low[k] + high[k])) for k in (0, 1))
-        return round(x, 1), round(SIZE - y, 1)
+        x, y = MARGIN + scaling * (point[0] - left), MARGIN + scaling * (top - point[1])
+        return round(x, 1), round(y, 1)
 
     marks = [
         Mark(*place(point), own, _text(one))
         for one, point in zip(sample.environments, sample.coordinates, strict=True)
         if (own := color(one)) is not None
     ]
-    return Map(title, [place(point) for point in sample.training], marks, scale, ends)
+    height = round(2 * MARGIN + scaling * (top - bottom), 1)
+    return Map(title, height, [place(point) for point in sample.training], marks, scale, ends)
 
 
 def _text(one: FlaggedEnvironment) -> str:
