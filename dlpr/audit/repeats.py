@@ -24,11 +24,6 @@ class Repeats:
     """the first of them, by its frame"""
 
     @property
-    def n(self) -> int:
-        """How many repeat."""
-        return len(self.structures)
-
-    @property
     def text(self) -> str:
         """The files, as people read it."""
         told = [

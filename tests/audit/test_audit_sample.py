@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import zarr
 from audit_cases import Nights, crystals, squeezed
 
@@ -15,7 +16,10 @@ from dlpr.audit.flagged import frames_of
 from dlpr.audit.history import History
 from dlpr.audit.record import AuditRecord, SampleRecord
 from dlpr.audit.sample import SAMPLE
+from dlpr.descriptors import descriptor
 from dlpr.handles import Result
+from dlpr.structures import ingest
+from dlpr.structures.frames import Piece
 
 N = 15
 
@@ -46,8 +50,34 @@ def test_a_sample_is_of_all_sets_and_far_apart(nights: Nights) -> None:
     assert nearest[dense].min() > 2 * np.median(others)
 
 
+def test_coordinates_are_those_of_the_atoms_that_are_named(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An affine function of their features, also where atoms are stored by space."""
+    monkeypatch.setattr(ingest, "SORTED_FRAME_ATOMS", 10)
+    md = crystals(12, 2, 0.15)
+    long = md[1] * (4, 1, 1)
+    md[1] = long[np.random.default_rng(0).permutation(len(long))]
+    nights.put("md_000.xyz", md)
+    nights.data["sample"] = {"count": 80}
+    found = nights.run().sample
+    assert found is not None
+    calculator = descriptor(nights.spec().job().descriptor_of("md"), [14])
+    rows = []
+    for one in found.environments:
+        atoms = md[one.frame]
+        piece = Piece(
+            atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc, np.array([one.atom])
+        )
+        rows.append(calculator.compute([piece])[0])
+    known = np.hstack([rows, np.ones((len(rows), 1))])
+    assert known.shape[1] < 0.5 * len(rows)
+    weights, *_ = np.linalg.lstsq(known, np.array(found.coordinates))
+    np.testing.assert_allclose(known @ weights, found.coordinates, atol=1e-6)
+    assert sum(one.frame == 1 for one in found.environments) > 3
+
+
 def test_what_is_said_of_them_is_the_results(nights: Nights) -> None:
-    """Also where atoms are stored by space: the atom drawn is the atom named."""
     found = sampled(nights)
     frames = frames_of(found.environments, Result(nights.spec().folder / "work"))
     for one, atoms in zip(found.environments, frames, strict=True):
