@@ -110,10 +110,11 @@ def _made(
     checks = judge.records()
     judge.flag_worst()
     flagged = judge.flagged.environments
-    chart = sampled(steps, tonight) if spec.sample.count else None
-    known, ratios = with_ratios([*flagged, *(chart.environments if chart else [])], tonight, before)
-    if chart is not None:
-        chart = chart.model_copy(update={"environments": known[len(flagged) :]})
+    sample = sampled(steps, tonight) if spec.sample.count else None
+    shown = [*flagged, *(sample.environments if sample else [])]
+    known, ratios = with_ratios(shown, tonight, before)
+    if sample is not None:
+        sample = sample.model_copy(update={"environments": known[len(flagged) :]})
     record = AuditRecord(
         name=name,
         title=spec.title,
@@ -127,7 +128,7 @@ def _made(
         flagged=known[: len(flagged)],
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
-        sample=chart,
+        sample=sample,
         ratios=ratios,
         conventions=tonight.conventions,
     )
@@ -138,8 +139,8 @@ def _made(
             yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
         )
         write_flagged(record, result, folder)
-        if chart is not None:
-            write_sample(chart, spec.title, result, folder)
+        if sample is not None:
+            write_sample(sample, spec.title, result, folder)
         write_page(record, folder)
     return record
 

@@ -79,6 +79,8 @@ def _incomparable(tonight: Tonight, before: PastAudit) -> str:
     mu, other = float(now["factor"]["mu"]), float(old["factor"]["mu"])
     if abs(mu - other) > REGULARIZERS * other:
         return f"the regularizer, scale included, was {other:.3g} and is {mu:.3g}"
+    if mu == 0.0:
+        return "without a regularizer no prior tells whether environments are the same"
     if now.get("references") != old.get("references"):
         return "the kernel's references are others"
     return ""
@@ -104,6 +106,8 @@ def _ratio(now: FlaggedEnvironment, old: FlaggedEnvironment | None, scale: float
     """Of LPR; None where there was none, or the environment is another."""
     if old is None or not (now.lpr > 0 and old.lpr > 0) or now.species != old.species:
         return None
+    assert now.prior_ratio is not None  # there is a regularizer
+    assert old.prior_ratio is not None
     prior, before = now.lpr / now.prior_ratio, old.lpr / old.prior_ratio  # mu / |phi|^2
     if abs(prior - scale * before) > SAME * prior:
         return None

@@ -78,7 +78,7 @@ class FlaggedEnvironment(_Part):
     species: int
     group: str
     lpr: float
-    prior_ratio: float
+    prior_ratio: float | None = Field(description="None: infinite, without a regularizer")
     uncertainty: float | None = Field(default=None, description="calibrated, meV/atom")
     flags: list[str] = Field(default=[], description="such as 'central_species'")
     lpr_ratio: float | None = Field(

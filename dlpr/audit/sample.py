@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def write_sample(found: SampleRecord, title: str, result: Result, folder: Path) 
         if n_atoms > MOST_ATOMS:
             break
         frames.append(atoms)
-    own = list(islice(found.environments, len(frames)))
+    own = found.environments[: len(frames)]
     axes = np.array(found.coordinates[: len(frames)])
     values: Values = {
         f"PCA {k + 1}": ("atom", axes[:, k], f"principal axis, {100 * part:.1f} % of the variance")

@@ -148,6 +148,9 @@ def test_ratios_at_another_regularizer_are_refused(nights: Nights) -> None:
     record = nights.run()
     assert set(ratios(record)) == {None}
     assert "does not compare" in str(record.ratios)
+    nights.data |= {"model": {"linear": {"regularizer": 0}}, "solver": "eigh"}
+    nights.run()
+    assert "without a regularizer" in str(nights.run().ratios)
 
 
 def test_a_kernels_references(nights: Nights) -> None:
