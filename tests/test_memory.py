@@ -16,6 +16,7 @@ from dlpr.engine import memory
 from dlpr.engine.executors import ClusterExecutor
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.promise import task_nbytes
+from dlpr.engine.proposal import proposed
 from dlpr.engine.workspace import Workspace
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 
@@ -80,7 +81,10 @@ def test_no_worker_exceeds_the_promise(tmp_path: Path) -> None:
     executor = ClusterExecutor(LocalStarter(1, 1, 4 << 30))
     workspace = Workspace(tmp_path / "out", executor)
     try:
-        Pipeline(open_job(job), workspace).result()
+        steps = Pipeline(open_job(job), workspace)
+        steps.result()
+        wanted = {"count": 5, "objective": "mean_variance", "n_targets": 300}
+        proposed(steps, "some", ["large"], **wanted, of="environments")
     finally:
         executor.close()
     promised = 0

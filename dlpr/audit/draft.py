@@ -193,6 +193,7 @@ test:                                # globs: new and grown files are picked up
 {test}
 # pool:                              # candidates for labelling
 #   files: [candidates/*.extxyz]
+# next: {{count: 20}}                  # of these, the ones to label
 
 descriptor:                          # your model's: featomic's own hyperparameters
   soap:

@@ -100,9 +100,11 @@ def _made(
 ) -> AuditRecord:
     """Finish the job, look at its result, and publish what there is to say."""
     from dlpr.audit.flagged import write_flagged
+    from dlpr.audit.next import next_record, write_next
     from dlpr.audit.page import write_page
     from dlpr.audit.sample import sampled, write_sample
 
+    found = next_record(spec, steps)
     result = finished(steps)
     before = next(iter(baselines[spec.baseline][::-1]), None)
     tonight = look(spec, steps, result, before)
@@ -128,6 +130,7 @@ def _made(
         flagged=known[: len(flagged)],
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
+        next=found,
         sample=sample,
         ratios=ratios,
         conventions=tonight.conventions,
@@ -139,6 +142,7 @@ def _made(
             yaml.safe_dump(without_secrets(spec.resolved()), sort_keys=False)
         )
         write_flagged(record, result, folder)
+        write_next(record, result, folder)
         if sample is not None:
             write_sample(sample, spec.title, result, folder)
         write_page(record, folder)

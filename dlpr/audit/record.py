@@ -145,7 +145,7 @@ class PickRecord(_Part):
     file: str
     frame: int
     group: str
-    objective: float = Field(description="of the flagged environments, with this label and before")
+    objective: float = Field(description="with this label and all before it")
 
 
 class NextRecord(_Part):
@@ -155,6 +155,12 @@ class NextRecord(_Part):
     before: float
     picks: list[PickRecord]
     baselines: dict[str, list[float]] = Field(description="the same curve of other strategies")
+    of: Literal["environments", "structures"] = "environments"
+    sets: list[str] = Field(default=[], description="whose least rigid ones the objective is of")
+    n_targets: int | None = Field(default=None, description="how many of them")
+    n_candidates: int | None = Field(
+        default=None, description="structures of the pool, without those that repeat others"
+    )
 
 
 class SampleRecord(_Part):

@@ -180,6 +180,26 @@ class Uncertainty(Section):
     method: Literal["likelihood", "squared", "absolute", "crps"] = "likelihood"
 
 
+class Targets(Section):
+    """What is to become more rigid: the least rigid of some test sets."""
+
+    sets: Annotated[tuple[SetName, ...], Field(min_length=1)] | None = Field(
+        default=None, description="a list of test sets"
+    )
+    count: Count = 1000
+    of: Literal["environments", "structures"] = "environments"
+
+
+class Next(Section):
+    """Structures of the pool to label next."""
+
+    count: Natural = Field(default=20, description="a whole number >= 0")
+    objective: Literal["mean_variance", "mean_log_rigidity", "mean_rigidity", "min_rigidity"] = (
+        "mean_variance"
+    )
+    targets: Targets = Targets()
+
+
 class LastOnes(Section):
     """Several audits, of whose figures the median counts."""
 
@@ -202,6 +222,7 @@ class AuditSpec(Computation):
     title: Line = "Rigidity audit"
     history: Text = "audits"
     pool: SetSpec | None = None
+    next: Next | None = None
     checks: tuple[Check, ...] = Field(default=STANDARD, description="a list of mappings")
     uncertainty: Uncertainty | None = None
     baseline: Baseline = Field(
@@ -239,7 +260,35 @@ class AuditSpec(Computation):
                 f"uncertainty.set: there is no test set {self.uncertainty.set!r}; known here: "
                 f"{', '.join(rated)}"
             )
+        if self.next is not None and self.next.count:
+            if refusal := self._no_picks():
+                raise ValueError(f"next: {refusal}, or leave next out")
+            for name in self.next.targets.sets or ():
+                if name not in self.test:
+                    raise ValueError(
+                        f"next.targets.sets: there is no test set {name!r}; known here: "
+                        f"{', '.join(self.test)}"
+                    )
         return self
+
+    def _no_picks(self) -> str | None:
+        """Why nothing can be said of what to label next, and what to change."""
+        if self.pool is None:
+            return "picks need candidates; name their files in pool"
+        if "energy" not in self.loss.kinds:
+            return "a label counts by its energy, and loss.energy is 0; make it positive"
+        if self.model.spec.least_regularizer == 0.0:
+            return (
+                f"with model.{self.model.kind}.regularizer 0 nothing bounds what the data leave "
+                "open; make it positive"
+            )
+        return None
+
+    @property
+    def picks(self) -> Next | None:
+        """What is wanted of the pool; by default wherever there can be picks."""
+        found = self.next or (None if self._no_picks() else Next())
+        return found if found and found.count else None
 
     def rated(self) -> list[str]:
         """Sets that have rigidities."""

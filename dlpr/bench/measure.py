@@ -102,6 +102,8 @@ class Sizes:
         Of runs whose workers' memory is compared.
     grown_environments : int
         Of a training set before it grows: more than one part of the structures.
+    proposal : (int, int, int)
+        D, candidates and targets of picks to label next.
     is_quick : bool
         Whether figures mean nothing.
     """
@@ -121,6 +123,7 @@ class Sizes:
     tile_columns: int = 4096
     memory_environments: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     grown_environments: int = 300_000
+    proposal: tuple[int, int, int] = (1000, 2000, 1000)
     is_quick: bool = False
 
     def n_rows(self, n_columns: int) -> int:
@@ -145,6 +148,7 @@ QUICK = Sizes(
     tile_columns=96,
     memory_environments=(1_000, 4_000),
     grown_environments=6400,
+    proposal=(60, 80, 30),
     is_quick=True,
 )
 """Shows that everything runs; its figures mean nothing."""

@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "forces": "dlpr.bench.forces:measure",
     "rigidity": "dlpr.bench.passes:measure_rigidity",
     "features": "dlpr.bench.passes:measure_features",
+    "proposal": "dlpr.bench.proposal:measure",
     "accuracy": "dlpr.bench.accuracy:measure",
     "float32": "dlpr.bench.precision:measure",
     "peers": "dlpr.bench.naive:measure",

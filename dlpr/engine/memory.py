@@ -26,6 +26,7 @@ from dlpr.stages.result import CHUNK_ROWS
 from dlpr.stages.sample import BATCH as SAMPLE_BATCH
 from dlpr.stages.sample import drawn_count
 from dlpr.stages.scan import BATCH as SCAN_BATCH
+from dlpr.stages.targets import BATCH as TARGET_BATCH
 from dlpr.store.folder import StageFolder
 from dlpr.structures.spatial import SORTED_FRAME_ATOMS
 from dlpr.units import format_bytes
@@ -47,6 +48,8 @@ DECOMPOSED_COPIES = 8
 """Matrices of all columns that a decomposition holds at once."""
 RESULT_NBYTES = 256
 """Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
+WHITENED_COPIES = 8
+"""Rows of all columns that are held while as many are whitened, at most."""
 STRUCTURE_NBYTES = 288
 """Result stage, per structure: all arrays over structures."""
 
@@ -224,12 +227,43 @@ def scan_nbytes(
     """
     held = 8 * n_columns * (2 * rank + 3 * n_mu)
     rows = 3 * max(ROWS_NBYTES, part_nbytes) + 6 * 8 * SCAN_BATCH * mapping.n_columns
-    mapped = mapping.nbytes(calculator.n_features, SCAN_BATCH)
+    return held + rows + _some_nbytes(calculator, mapping, SCAN_BATCH, crowd)
+
+
+def _some_nbytes(calculator: Descriptor, mapping: MapSize, batch: int, crowd: Crowd) -> int:
+    """Rows of environments from here and there, each in a frame or a cut of its own."""
     n_atoms = crowd.largest_frame
     if np.isfinite(calculator.cutoff):
         n_atoms = min(n_atoms, SORTED_FRAME_ATOMS)
-    frames = 64 * SCAN_BATCH * n_atoms
-    return held + rows + mapped + frames + block_nbytes(calculator, SCAN_BATCH, crowd)
+    frames = 64 * batch * n_atoms
+    mapped = mapping.nbytes(calculator.n_features, batch)
+    return mapped + frames + block_nbytes(calculator, batch, crowd)
+
+
+def whitened_nbytes(size: FactorSize, mapping: MapSize, n_rows: int) -> int:
+    """The factor, sums of some structures, and their rows on the way through it."""
+    columns = 3 * mapping.n_columns + WHITENED_COPIES * size.layout.n_columns
+    return size.nbytes + 8 * n_rows * columns + 64 * MIB
+
+
+def targets_nbytes(
+    calculator: Descriptor,
+    size: FactorSize,
+    mapping: MapSize,
+    crowd: Crowd,
+    count: int,
+    task: int,
+) -> int:
+    """What is known of the environments of a task, and some of them as they are whitened."""
+    some = _some_nbytes(calculator, mapping, TARGET_BATCH, crowd)
+    return whitened_nbytes(size, mapping, count) + some + 64 * (task + count)
+
+
+def proposal_nbytes(n_columns: int, n_candidates: int, largest_part: int, n_targets: int) -> int:
+    """Rows of candidates, copies of those of one part, targets, and products of all with these."""
+    rows = n_candidates * n_columns + 4 * largest_part * (n_columns + n_targets)
+    products = n_candidates * (n_targets + 8)
+    return 8 * (rows + products + 6 * n_targets * n_columns) + 64 * MIB
 
 
 def _gradient_nbytes(

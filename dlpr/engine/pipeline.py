@@ -159,19 +159,19 @@ class Pipeline:
 
         return self._once("featurize", name, make)
 
-    def planned_rows(self) -> StageFolder:
-        """The rows of the training set's energies as planned: they say what the columns are."""
+    def planned_rows(self, name: str = "train") -> StageFolder:
+        """The rows of a set's energies as planned: the training set's say what the columns are."""
 
         def make() -> StageFolder:
-            work, settings = self.workspace.work, self.feature_settings("train")
+            work, settings = self.workspace.work, self.feature_settings(name)
             mapping = {"kind": self.job.model.kind, **self.job.model.spec.mapping()}
-            structures, numerics = self.ingest("train"), self.numerics()
+            structures, numerics = self.ingest(name), self.numerics()
             if not self.job.model.kernel:
                 return rows_stage.plan(work, structures, settings, mapping)
             references = self.references()
             return rows_stage.plan(work, structures, settings, mapping, references, numerics)
 
-        return self._once("plan of rows", "train", make)
+        return self._once("plan of rows", name, make)
 
     def references(self) -> StageFolder:
         """The reference environments of a kernel."""
@@ -190,15 +190,25 @@ class Pipeline:
 
         return self._once("references", name, make)
 
-    def rows(self) -> StageFolder:
-        """The summed features of every training structure."""
+    def rows(self, name: str = "train") -> StageFolder:
+        """The summed features of every structure of a set."""
 
         def make() -> StageFolder:
-            if self.job.store_train_features:
-                self.featurize("train")
-            return self.workspace.finish("rows", self.planned_rows())
+            self._store_features(name)
+            role = "rows" if name == "train" else f"rows of {name}"
+            return self.workspace.finish(role, self.planned_rows(name))
 
-        return self._once("rows", "train", make)
+        return self._once("rows", name, make)
+
+    def _store_features(self, name: str) -> None:
+        """Finish the feature store of a set whose features the job wants stored."""
+        if name == "train":
+            is_stored = self.job.store_train_features
+        else:
+            own = isinstance(self.job.test[name], SetSpec)
+            is_stored = own and self.job.store_test_features
+        if is_stored:
+            self.featurize(name)
 
     def targets(self) -> dict[str, StageFolder]:
         """The rows of all that the loss has, by the names that `dlpr.stages.sources` knows."""
@@ -316,14 +326,17 @@ class Pipeline:
 
     def rigidity(self, name: str) -> StageFolder:
         """The rigidities of one set, in stored order."""
-        structures, factor, committee = self.ingest(name), self.factor(), self.committee()
-        if self.job.store_test_features and isinstance(self.job.test[name], SetSpec):
-            self.featurize(name)
-        settings, numerics = self.feature_settings(name), self.numerics()
-        plan = rigidity_stage.plan(
-            self.workspace.work, structures, factor, settings, numerics, committee
-        )
-        return self.workspace.finish(f"rigidity of {name}", plan)
+
+        def make() -> StageFolder:
+            structures, factor, committee = self.ingest(name), self.factor(), self.committee()
+            self._store_features(name)
+            settings, numerics = self.feature_settings(name), self.numerics()
+            plan = rigidity_stage.plan(
+                self.workspace.work, structures, factor, settings, numerics, committee
+            )
+            return self.workspace.finish(f"rigidity of {name}", plan)
+
+        return self._once("rigidity", name, make)
 
     def forces(self, name: str) -> StageFolder:
         """The rigidities of the forces of one set, in stored order."""

@@ -17,16 +17,20 @@ from dlpr.engine.memory import (
     fold_nbytes,
     forces_nbytes,
     ingest_nbytes,
+    proposal_nbytes,
     references_nbytes,
     result_nbytes,
     rigidity_nbytes,
     rows_nbytes,
     sample_nbytes,
     scan_nbytes,
+    targets_nbytes,
+    whitened_nbytes,
 )
 from dlpr.stages.features import open_descriptor, task_edges
 from dlpr.stages.fold import tiling_of
 from dlpr.stages.model import open_map, open_model
+from dlpr.stages.rows import open_rows
 from dlpr.stages.sample import structures_of
 from dlpr.stages.sources import kinds_of, sources_of
 from dlpr.stages.structures import open_structures
@@ -185,6 +189,33 @@ def _forces(folder: StageFolder) -> int:
     return forces_nbytes(calculator, size, MapSize.of(mapping), raw, crowd)
 
 
+def _whitened(folder: StageFolder) -> int:
+    size = _factor_size(folder.input("factor"))
+    runs = open_rows(folder.input("rows")).runs(folder.settings["run_rows"])
+    mapping = MapSize.of(open_map(folder.input("rows")))
+    return whitened_nbytes(size, mapping, max(one.n_rows for one in runs))
+
+
+def _targets(folder: StageFolder) -> int:
+    rigidity = folder.input("rigidity")
+    features, factor = rigidity.settings["features"], rigidity.input("factor")
+    return targets_nbytes(
+        open_descriptor(features["descriptor"]),
+        _factor_size(factor),
+        MapSize.of(open_map(factor.input("rows"))),
+        crowd_of(rigidity.input("structures")),
+        folder.settings["count"],
+        features["task_environments"],
+    )
+
+
+def _proposal(folder: StageFolder) -> int:
+    candidates = folder.input("candidates")
+    counts = [receipt.facts["n_rows"] for receipt in candidates.receipts()]
+    n_columns = _factor_size(candidates.input("factor")).layout.n_columns
+    return proposal_nbytes(n_columns, sum(counts), max(counts), folder.settings["n_targets"])
+
+
 def _result(folder: StageFolder) -> int:
     sets = [folder.input(name) for name in folder.settings["sets"]]
     crowds = [crowd_of(one.input("structures")) for one in sets]
@@ -222,6 +253,9 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "committee": _committee,
     "rigidity": _rigidity,
     "forces": _forces,
+    "whitened": _whitened,
+    "targets": _targets,
+    "proposal": _proposal,
     "result": _result,
     "sample": _sample,
 }

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from dlpr.errors import InputError, NumericsError
 from dlpr.stages import decomposition as decomposition_stage
 from dlpr.stages import derivatives as derivatives_stage
-from dlpr.stages import rows as rows_stage
 from dlpr.stages import scan as scan_stage
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -121,16 +120,7 @@ def _decomposed(steps: Pipeline, least: float) -> StageFolder:
 
 def _validation(steps: Pipeline, name: str) -> dict[str, StageFolder]:
     """The rows of a test set, as the loss has those of the training set."""
-    training, workspace = steps.planned_rows(), steps.workspace
-    rows = rows_stage.plan(
-        workspace.work,
-        steps.ingest(name),
-        steps.feature_settings(name),
-        training.settings["map"],
-        training.inputs().get("references"),
-        steps.numerics() if "numerics" in training.settings else None,
-    )
-    found = {"rows": workspace.finish(f"rows of {name}", rows)}
+    workspace, found = steps.workspace, {"rows": steps.rows(name)}
     kinds = steps.derivatives()
     if kinds:
         derivatives = derivatives_stage.plan(workspace.work, found["rows"], kinds)

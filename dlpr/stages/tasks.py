@@ -32,6 +32,9 @@ STAGES = {
     "committee": "dlpr.stages.committee",
     "forces": "dlpr.stages.forces",
     "rigidity": "dlpr.stages.rigidity",
+    "whitened": "dlpr.stages.whitened",
+    "targets": "dlpr.stages.targets",
+    "proposal": "dlpr.stages.proposal",
     "result": "dlpr.stages.result",
     "sample": "dlpr.stages.sample",
 }

@@ -11,6 +11,7 @@ from audit_cases import Nights
 from dlpr.audit.spec import STANDARD, AuditSpec
 from dlpr.errors import JobError
 
+POOL = {"files": "hot.xyz"}
 LPR = {"of": "lpr", "set": "md", "quantile": 0.05, "at_least": 10}
 
 
@@ -31,9 +32,20 @@ def test_a_file_becomes_the_job_of_its_work_folder(nights: Nights) -> None:
     assert job.descriptor == spec.descriptor
 
 
+@pytest.mark.parametrize(
+    "other", [{"model": {"linear": {"regularizer": 0.0}}}, {"loss": {"energy": 0, "forces": 1}}]
+)
+def test_a_pool_has_picks_where_there_can_be_some(nights: Nights, other: dict[str, Any]) -> None:
+    found = nights.spec(pool=POOL).picks
+    assert found is not None
+    assert (found.count, found.objective, found.targets.count) == (20, "mean_variance", 1000)
+    assert nights.spec(pool=POOL, solver="auto", **other).picks is None
+
+
 def test_what_is_resolved_means_the_same(nights: Nights) -> None:
     checks = [LPR, {"of": "drift", "at_most": 0.2}, {**LPR, "at_least": {"times": 0.8}}]
-    spec = nights.spec(checks=checks, baseline={"last": 3}, uncertainty={"set": "md"})
+    wanted = {"pool": POOL, "next": {"targets": {"sets": ["md"], "of": "structures"}}}
+    spec = nights.spec(checks=checks, baseline={"last": 3}, uncertainty={"set": "md"}, **wanted)
     again = AuditSpec.from_dict(spec.resolved(), nights.path)
     assert again == spec
     assert again.job() == spec.job()
@@ -68,6 +80,21 @@ def test_what_is_resolved_means_the_same(nights: Nights) -> None:
         ({"output": "results"}, ["output: unknown key"]),
         ({"test": {"pool": {"files": "md_000.xyz"}}}, ["pool is the set of candidates"]),
         ({"pool": {"file": "hot.xyz"}}, ["pool.file", "did you mean `files`?"]),
+        ({"next": {"count": 5}}, ["next: picks need candidates; name their files in pool"]),
+        (
+            {"pool": POOL, "next": {}, "loss": {"energy": 0, "forces": 1}},
+            ["next: a label counts by its energy", "leave next out"],
+        ),
+        (
+            {"pool": POOL, "next": {}, "model": {"linear": {"regularizer": 0.0}}},
+            ["next: with model.linear.regularizer 0"],
+        ),
+        (
+            {"pool": POOL, "next": {"targets": {"sets": ["film"]}}},
+            ["next.targets.sets: there is no test set 'film'; known here: md"],
+        ),
+        ({"pool": POOL, "next": {"objective": "best"}}, ["next.objective: found 'best'"]),
+        ({"pool": POOL, "next": {"targets": {"count": 0}}}, ["next.targets.count: found 0"]),
         ({"flag": {"count": -1}}, ["flag.count: found -1"]),
     ],
 )

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from audit_cases import Nights
+from audit_cases import Nights, shorten, squeezed
 
 from dlpr import cli
 from dlpr.audit.history import History
 
 
 def test_a_night_on_workers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them, which pick to the last bit what one process does."""
     nights = Nights(tmp_path)
+    nights.put("pool.xyz", squeezed(12, 3))
+    nights.data["pool"] = {"files": "pool.xyz"}
+    nights.data["cluster"]["local"]["workers"] = 2
     monkeypatch.setattr(sys, "argv", ["dlpr", "audit", "run", str(nights.save())])
     with pytest.raises(SystemExit) as leave:
         cli.main()
@@ -24,3 +28,8 @@ def test_a_night_on_workers_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     audit.verify()
     assert yaml.safe_load((audit.path / "audit.yaml").read_text()) == nights.spec().resolved()
     assert json.loads((audit.path / "audit.json").read_text())["verdict"] == "pass"
+    shorten(monkeypatch, lambda _: None)
+    alone = nights.run(history="alone").next
+    assert alone is not None
+    assert len(alone.picks) == 12
+    assert audit.record.next == alone

@@ -117,6 +117,21 @@ def test_a_page_of_nothing(tmp_path: Path) -> None:
     assert "label next" not in page.text
 
 
+def test_what_to_label_next_says_what_it_is_for(tmp_path: Path) -> None:
+    told = {"sets": ["film", "md"], "n_targets": 1234, "n_candidates": 9}
+    proposed = full_record().next.model_copy(update=told)
+    page = parsed(empty_record(next=proposed), tmp_path)
+    of = "the 1,234 least rigid environments of film, md; from 9 candidates"
+    assert f"the mean of 1/LPR over {of}" in page.text
+    other = {"of": "structures", "objective": "min_rigidity"}
+    page = parsed(empty_record(next=proposed.model_copy(update=other)), tmp_path)
+    assert "the smallest PR of the 1,234 least rigid structures of film, md" in page.text
+    none = proposed.model_copy(update={"picks": [], "baselines": {}})
+    page = parsed(empty_record(next=none), tmp_path)
+    assert "No candidate helps" in page.text
+    assert "next.extxyz" not in page.text
+
+
 def test_without_the_file_of_environments_they_are_told_all_the_same(tmp_path: Path) -> None:
     page = parsed(full_record(), tmp_path)
     assert "film-29.extxyz" in page.text

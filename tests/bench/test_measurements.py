@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dlpr.bench import fabricate, forces, frames, growth, memory, precision, tiles
+from dlpr.bench import fabricate, forces, frames, growth, memory, precision, proposal, tiles
 from dlpr.bench.measure import QUICK, Bench, Row
 from dlpr.bench.passes import fabricate_rows, rows_in_memory
 from dlpr.bench.report import Report
@@ -178,3 +178,11 @@ def test_quick_figures_are_no_constants_of_a_model(tmp_path: Path) -> None:
     report.add("fold", replace(QUICK, is_quick=False), iter([Row("a", 1.0)]), lambda row: None)
     assert report.alike(QUICK) == ["limits"]
     assert report.alike(replace(QUICK, is_quick=False)) == ["fold"]
+
+
+def test_refits_pick_what_is_picked(tmp_path: Path) -> None:
+    seconds, speed = proposal.measure(Bench(QUICK, tmp_path, []))
+    assert (seconds.reach, speed.reach) == (proposal.PICK_SECONDS, proposal.SPEED)
+    assert seconds.value is not None
+    assert speed.value is not None
+    assert speed.note == "the same pick"
