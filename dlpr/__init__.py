@@ -12,7 +12,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlpr.api import featurize, hessian, ingest, rigidity, run, work
+    from dlpr.api import cross_validate, featurize, hessian, ingest, rigidity, run, work
     from dlpr.clusters.connect import connect
     from dlpr.core.inmemory import (
         componentwise_prediction_rigidity,
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from dlpr.exports import export
     from dlpr.exports.predictions import predict
     from dlpr.fitted import FittedModel, Prediction, load_model
-    from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
+    from dlpr.handles import CrossValidation, Features, Hessian, Result, Rigidities, Structures
     from dlpr.job import Job, load_job
     from dlpr.saving import fitted_model, save_model
     from dlpr.scanning import scan
     from dlpr.uncertainty import calibrate
 
 __all__ = [
+    "CrossValidation",
     "DlprError",
     "Features",
     "FittedModel",
@@ -41,6 +42,7 @@ __all__ = [
     "calibrate",
     "componentwise_prediction_rigidity",
     "connect",
+    "cross_validate",
     "export",
     "featurize",
     "fitted_model",
@@ -68,8 +70,13 @@ _PLACES = {
     **dict.fromkeys(("fitted_model", "save_model"), "dlpr.saving"),
     "scan": "dlpr.scanning",
     **dict.fromkeys(("Job", "load_job"), "dlpr.job"),
-    **dict.fromkeys(("run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"),
-    **dict.fromkeys(("Features", "Hessian", "Result", "Rigidities", "Structures"), "dlpr.handles"),
+    **dict.fromkeys(
+        ("cross_validate", "run", "ingest", "featurize", "hessian", "rigidity", "work"), "dlpr.api"
+    ),
+    **dict.fromkeys(
+        ("CrossValidation", "Features", "Hessian", "Result", "Rigidities", "Structures"),
+        "dlpr.handles",
+    ),
     **dict.fromkeys(
         ("local_prediction_rigidity", "componentwise_prediction_rigidity"), "dlpr.core.inmemory"
     ),

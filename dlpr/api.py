@@ -18,7 +18,8 @@ from dlpr.engine.output import planned_kernel, read_job, write_job
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.starter import Running
 from dlpr.engine.workspace import Workspace
-from dlpr.handles import Features, Hessian, Result, Rigidities, Structures
+from dlpr.errors import JobError
+from dlpr.handles import CrossValidation, Features, Hessian, Result, Rigidities, Structures
 from dlpr.job import Job, load_job
 from dlpr.regularizer_scan import write_curve
 
@@ -148,6 +149,28 @@ def rigidity(job: JobLike, name: str, **options: Any) -> Rigidities:
     """
     with pipeline(job, **options) as steps:
         return Rigidities(steps.mended(lambda: steps.rigidity(name)).path)
+
+
+def cross_validate(job: JobLike, **options: Any) -> CrossValidation:
+    """Do the cross-validation that a job asks for; parameters as for `ingest`.
+
+    Returns
+    -------
+    CrossValidation
+
+    Raises
+    ------
+    JobError
+        If the job has no section ``cross_validation``, or one that its model or loss refuses.
+    """
+    with pipeline(job, **options) as steps:
+        found = steps.mended(steps.cross_validation)
+    if found is None:
+        raise JobError(
+            "the job has no section cross_validation; give one, such as "
+            "cross_validation: {folds: 5, by: structure}"
+        )
+    return CrossValidation(found.path)
 
 
 def finished(steps: Pipeline) -> Result:

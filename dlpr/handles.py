@@ -12,13 +12,14 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.errors import StoreError
+from dlpr.stages.cross_validation import STORE as VALIDATION
 from dlpr.stages.factor import Factors, factor_facts, open_factors
 from dlpr.stages.features import ARRAY
 from dlpr.stages.result import STORE
 from dlpr.stages.structures import StructureStore, open_structures, part_name
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder, check_format
-from dlpr.tables import rigidity_table
+from dlpr.tables import TextTable, cross_validation_table, rigidity_table
 
 
 class Handle:
@@ -147,6 +148,41 @@ class Rigidities(Handle):
         }
 
 
+class CrossValidation(Handle):
+    """What fits without them say of the structures of a training set."""
+
+    def open(self) -> zarr.Group:
+        """Arrays over the training structures in the order of the source files.
+
+        ``structure_fold``, held-out ``structure_energy`` (eV) and ``structure_pr``, their labels,
+        root mean squares of held-out errors of forces and stresses, groups, sources. The
+        attributes say how it was made.
+        """
+        return zarr.open_group(str(self.path / VALIDATION), mode="r")
+
+    @property
+    def summary(self) -> list[Json]:
+        """Errors of each quantity: of all structures, of each group, of each fold."""
+        return cast("list[Json]", self.open().attrs["summary"])
+
+    def facts(self) -> dict[str, Any]:
+        about = self.open().attrs
+        found = {"by": about["by"], "folds": len(cast("list[str]", about["folds"]))}
+        errors = {
+            f"RMSE of {row['quantity']}": f"{row['rmse']:.3g} {row['unit']}"
+            for row in self.summary
+            if row["fold"] is None and row["group"] is None
+        }
+        return {**found, **errors, "path": self.path / VALIDATION}
+
+    def table(self) -> TextTable:
+        """The summary as text."""
+        return cross_validation_table(dict(self.open().attrs))
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
+
+
 class Result:
     """A published result.
 
@@ -213,6 +249,12 @@ class Result:
         ``structure_committee_variance`` of `open`.
         """
         return cast("Json | None", dict(self.open(name).attrs).get("committee"))
+
+    @property
+    def cross_validation(self) -> CrossValidation | None:
+        """That of the training set, if the job has one."""
+        link = self.output / VALIDATION
+        return CrossValidation(link.resolve().parent) if link.exists() else None
 
     def energy_errors(self, name: str) -> NDArray[np.float64]:
         """Fitted less labelled energies of a set's structures in eV/atom, where there are both."""

@@ -14,6 +14,9 @@ from dlpr.store.files import Json
 SHOWN = tuple(QUANTILES.index(q) for q in (0.05, 0.5, 0.95))
 """Places of the quantiles that tables and pictures show."""
 
+_OF = (0.95, 1.0)
+"""Quantiles of errors that tables show."""
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -80,6 +83,52 @@ def rigidity_table(summary: dict[str, list[Json]]) -> TextTable:
         )
     return TextTable(
         "Local prediction rigidity", ("set", "group", "species", *numbers), 3, rows, caption
+    )
+
+
+def folds_in_words(about: Json) -> str:
+    """How the structures of a training set were parted, of ``by``, ``folds`` and ``seed``."""
+    n = len(about["folds"])
+    if about["by"] == "group":
+        return f"each of {n} groups left out in turn"
+    spread = ", each group spread evenly over them" if about["by"] == "stratified" else ""
+    return f"{n} folds of structures (seed {about['seed']}){spread}"
+
+
+def cross_validation_table(about: Json) -> TextTable:
+    """Errors of held-out rows: of all, mean over folds; of energies per atom by group and fold.
+
+    Parameters
+    ----------
+    about : dict
+        Attributes of the store of a cross-validation.
+    """
+    spreads = {one["quantity"]: one for one in about["spread"]}
+    detailed = about["summary"][0]["quantity"] if about["summary"] else ""
+    rows = []
+    for row in about["summary"]:
+        of = row["quantity"]
+        is_whole = row["fold"] is None and row["group"] is None
+        if not is_whole and of != detailed:
+            continue
+        among = "all" if is_whole else row["group"] or f"fold {row['fold']}"
+        numbers = (
+            row["mae"],
+            row["rmse"],
+            *(row["quantiles"][row["levels"].index(q)] for q in _OF),
+        )
+        rows.append([of, among, str(row["n"]), *(f"{x:.3g}" for x in numbers), row["unit"]])
+        if is_whole and of in spreads:
+            one = spreads[of]
+            means = [f"{one[f'{x}_mean']:.3g} ± {one[f'{x}_std']:.2g}" for x in ("mae", "rmse")]
+            rows.append([of, "mean of folds", str(one["n_folds"]), *means, "", "", row["unit"]])
+    return TextTable(
+        f"Cross-validation of the training set: {folds_in_words(about)}",
+        ("error of", "structures", "n", "MAE", "RMSE", "95 % below", "largest", "unit"),
+        2,
+        rows,
+        "each fold predicted by a fit of all others, from the same rows; ±: standard deviation "
+        "over folds",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlpr.audit.record import AuditRecord, SetRecord
+from dlpr.audit.spec import HELD_OUT, OF_DATA
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.regularizer_choice import regularizer
 from dlpr.engine.workspace import differences
@@ -22,6 +23,7 @@ def settings_of(steps: Pipeline) -> Json:
     test = {name: _without_files(spec) for name, spec in resolved["test"].items()}
     return {
         **{name: resolved[name] for name in _MODEL},
+        "cross_validation": resolved["cross_validation"],
         "train": _without_files(resolved["train"]),
         "test": test,
         "picked_regularizer": regularizer(steps) if is_picked else None,  # may go with the data
@@ -39,8 +41,8 @@ def setting_changes(now: Json, before: AuditRecord) -> list[str]:
     return differences(now, before.conventions["settings"])
 
 
-def changes_for(name: str, now: Json, before: AuditRecord, of_data: bool = False) -> list[str]:
-    """Settings that change what the figures of one set mean.
+def changes_for(name: str, now: Json, before: AuditRecord, of: str) -> list[str]:
+    """Settings that change what a figure of one set means.
 
     Parameters
     ----------
@@ -48,13 +50,15 @@ def changes_for(name: str, now: Json, before: AuditRecord, of_data: bool = False
     now : dict
         Of `settings_of`.
     before : AuditRecord
-    of_data : bool
-        Only those of its structures, not those of its rigidities.
+    of : str
+        What a check measures: of structures alone, of held-out errors, or of rigidities.
     """
     own, old = (
         {**one, "test": one["test"].get(name)} for one in (now, before.conventions["settings"])
     )
-    if of_data:
+    if of not in HELD_OUT:
+        own, old = ({**one, "cross_validation": None} for one in (own, old))
+    if of in OF_DATA:
         kept = "train" if name == "train" else "test"
         own, old = ({kept: one[kept]} for one in (own, old))
     return differences(own, old)

@@ -10,13 +10,14 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from dlpr.audit.changes import changes_for, lost_environments, setting_changes
+from dlpr.audit.cross_validation import worst_structures
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
 from dlpr.audit.history import PastAudit
 from dlpr.audit.near import WITHIN, Descriptors, near_repeats
 from dlpr.audit.outliers import BEYOND, outliers
 from dlpr.audit.record import CheckRecord, Verdict
 from dlpr.audit.repeats import repeats
-from dlpr.audit.spec import EVERY, NEAR, OF_DATA, REPEATS, Check, LastOnes, Relative
+from dlpr.audit.spec import EVERY, HELD_OUT, NEAR, OF_DATA, REPEATS, Check, LastOnes, Relative
 from dlpr.audit.tonight import Target, Tonight, View
 from dlpr.audit.words import MEANING, expected, measure_of, name_of, unit_of
 from dlpr.core.drift import drift
@@ -98,6 +99,8 @@ class Judge:
 
     def _sets(self, check: Check) -> list[str]:
         """What "*" stands for: candidates of a pool are there to be of low rigidity."""
+        if check.of in HELD_OUT:
+            return ["train"]
         if check.of in ("leakage", "near_leakage"):
             return [name for name, one in self._spec.test.items() if isinstance(one, SetSpec)]
         if check.of == "outliers":
@@ -117,20 +120,27 @@ class Judge:
             return self._outliers(target)
         if not check.needs_baseline:
             value = self._view.figure(target)
-            return Finding(value, text="" if value is not None else "There is nothing to measure.")
+            text = "There is nothing to measure." if value is None else self._worst_of(target)
+            return Finding(value, text=text)
         of = check.bound.of if isinstance(check.bound, Relative) else None
         audits = self._baselines[of or self._spec.baseline]
         if check.of == "settings":
             return self._settings(audits)
-        audits, why = self._comparable(audits, target.set, check.of in OF_DATA)
+        audits, why = self._comparable(audits, target.set, check.of)
         if not audits:
             return Finding(self._view.figure(target), text=why, is_comparable=False)
         if check.of == "lost":
             return self._lost(target, audits[-1])
         return self._compared(target, audits)
 
+    def _worst_of(self, target: Target) -> str:
+        """The structures behind held-out errors, which have no environments to be shown."""
+        if target.check.of not in HELD_OUT:
+            return ""
+        return worst_structures(self._tonight.cross_validation, target.check, target.group)
+
     def _comparable(
-        self, audits: list[PastAudit], name: str, of_data: bool
+        self, audits: list[PastAudit], name: str, of: str
     ) -> tuple[list[PastAudit], str]:
         """The audits whose figures of a set mean the same as tonight's; why there are none."""
         if not audits:
@@ -139,7 +149,7 @@ class Judge:
         if not known:
             return [], f"{audits[-1].name} had no set {name}: there is nothing to hold it against."
         settings = self._tonight.settings
-        why = [changes_for(name, settings, one.record, of_data) for one in known]
+        why = [changes_for(name, settings, one.record, of) for one in known]
         found = [one for one, changes in zip(known, why, strict=True) if not changes]
         return found, f"Not comparable with {known[-1].name}: {'; '.join(why[-1][:3])}."
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dlpr.audit.errors import structure_errors, worst_forces
 from dlpr.audit.figures import read
 from dlpr.audit.record import FlaggedEnvironment
-from dlpr.audit.spec import ERRORS
+from dlpr.audit.spec import FINDINGS, HELD_OUT, OF_QUANTITIES
 from dlpr.audit.tonight import CERTAINTY, Target, Tonight
 from dlpr.audit.worst import Chunk
 from dlpr.core.rows import FloatArray
@@ -85,13 +85,13 @@ def culprits(
     """
     of = target.check.of
     environments = tonight.environments.get(target.set)
-    if environments is None or of == "lost":
+    if environments is None or of in ("lost", *HELD_OUT):
         return np.empty(0, np.int64)
     if of in SCORES:
         return environments.worst(n, SCORES[of], target.group, target.species)
     if structures is not None:
         return environments.weakest_of(structures[:n])
-    if of in ERRORS and target.check.quantity == "forces":
+    if of in OF_QUANTITIES and target.check.quantity.startswith("force"):
         store = tonight.structures[target.set]
         return worst_forces(tonight.results[target.set], store, n, target.group)
     score = _structure_scores(tonight, target)
@@ -103,7 +103,7 @@ def _structure_scores(tonight: Tonight, target: Target) -> FloatArray:
     """(n_structures,) lowest for those to look at first; inf for those that are not meant."""
     store, result = tonight.structures[target.set], tonight.results[target.set]
     score: FloatArray = read(result, "structure_pr")
-    if target.check.of in ERRORS:
+    if target.check.of in (*OF_QUANTITIES, *FINDINGS):
         errors = np.abs(structure_errors(result)) / np.diff(store.structure_offset)
         score = np.where(np.isfinite(errors), -errors, np.inf)
     if target.group is not None:

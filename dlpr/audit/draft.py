@@ -207,6 +207,9 @@ cluster:
 
 {uncertainty}     # by whose errors rigidities become meV/atom
 
+# validation:                        # what is drawn of a set, if not what its files suggest
+#   plots: {{NAME: [trajectory, energy_volume]}}
+
 baseline: last                       # the last one without a failure; or a name, {{last: 5}}
 busy: refuse                         # or wait, while another audit writes into the history
 flag: {{count: 50, per_check: 10}}     # environments in the report, and of one check, at most

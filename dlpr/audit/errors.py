@@ -9,25 +9,41 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from dlpr.audit.figures import MILLI, quantiles, read
+from dlpr.audit.figures import MILLI, Key, quantiles, read
 from dlpr.audit.record import ErrorRecord
+from dlpr.audit.spec import Quantity
+from dlpr.core.quantiles import QuantileSketch
 from dlpr.core.rows import FloatArray, square_norm
 from dlpr.core.validation import Errors, energy_errors, force_errors
 from dlpr.stages.result import CHUNK_ROWS
 from dlpr.stages.structures import StructureStore
 
-ENERGIES = {
-    "mean": ("energy per atom", "meV/atom"),
-    "sum": ("energy per cell", "meV"),
-    "sqrt": ("energy per root of N", "meV/√atom"),
+QUANTITIES: dict[Quantity, tuple[str, str]] = {
+    "energy": ("energy per atom", "meV/atom"),
+    "energy_per_cell": ("energy per cell", "meV"),
+    "energy_per_root": ("energy per root of N", "meV/√atom"),
+    "forces": ("force component", "meV/Å"),
+    "force_magnitude": ("force magnitude", "meV/Å"),
+    "force_vector": ("force vector", "meV/Å"),
 }
-FORCES = {
-    "component": ("force component", "meV/Å"),
-    "magnitude": ("force magnitude", "meV/Å"),
-    "vector": ("force vector", "meV/Å"),
+"""What a check of errors is about: name and unit."""
+ENERGIES: dict[str, Quantity] = {
+    "mean": "energy",
+    "sum": "energy_per_cell",
+    "sqrt": "energy_per_root",
 }
-OF_CHECK = {"energy": ENERGIES["mean"][0], "forces": FORCES["component"][0]}
-"""What a check of errors is about."""
+"""By the convention of rows."""
+FORCES: dict[str, Quantity] = {
+    "component": "forces",
+    "magnitude": "force_magnitude",
+    "vector": "force_vector",
+}
+"""By the names of `dlpr.core.validation.force_errors`."""
+
+
+def measure(quantity: Quantity) -> str:
+    """Of absolute errors, among distributions."""
+    return f"error.{quantity}"
 
 
 def structure_errors(group: zarr.Group) -> FloatArray:
@@ -39,23 +55,33 @@ def structure_errors(group: zarr.Group) -> FloatArray:
     return errors
 
 
-def error_records(group: zarr.Group, structures: StructureStore) -> list[ErrorRecord]:
+def errors_of(
+    name: str, group: zarr.Group, structures: StructureStore
+) -> tuple[list[ErrorRecord], dict[Key, QuantileSketch]]:
     """Errors of energies, and of forces where the result has them, of all and of each group.
 
     Parameters
     ----------
+    name : str
+        Of the set.
     group : zarr.Group
-        The result of a set.
+        Its result.
     structures : StructureStore
         The same set, whose labels these are.
+
+    Returns
+    -------
+    list of ErrorRecord
+    dict of Key to QuantileSketch
+        Distributions of absolute errors by group.
     """
-    found: defaultdict[tuple[str, str, str | None], Errors] = defaultdict(Errors)
+    found: defaultdict[tuple[Quantity, str | None], Errors] = defaultdict(Errors)
     names = structures.group_names
 
-    def add(kind: tuple[str, str], errors: FloatArray, of_group: NDArray[np.int32]) -> None:
-        found[*kind, None].add(MILLI * errors)
+    def add(quantity: Quantity, errors: FloatArray, of_group: NDArray[np.int32]) -> None:
+        found[quantity, None].add(MILLI * errors)
         for number in np.unique(of_group):
-            found[*kind, names[number]].add(MILLI * errors[of_group == number])
+            found[quantity, names[number]].add(MILLI * errors[of_group == number])
 
     errors = structure_errors(group)
     known = np.isfinite(errors)
@@ -71,18 +97,25 @@ def error_records(group: zarr.Group, structures: StructureStore) -> list[ErrorRe
                 for kind, values in force_errors(predicted[known], label[known]).items():
                     repeated = np.repeat(of_group, len(values) // len(of_group))
                     add(FORCES[kind], values, repeated)
-    return [
+    records = [
         ErrorRecord(
-            quantity=quantity,
-            unit=unit,
+            quantity=QUANTITIES[quantity][0],
+            unit=QUANTITIES[quantity][1],
             group=of_group,
             n=one.n,
             mae=one.mae,
             rmse=one.rmse,
+            bias=one.bias,
             percentiles=quantiles(one.absolute),
         )
-        for (quantity, unit, of_group), one in found.items()
+        for (quantity, of_group), one in found.items()
     ]
+    sketches = {
+        Key(name, measure(quantity), of_group, 0): one.absolute
+        for (quantity, of_group), one in found.items()
+        if of_group is not None
+    }
+    return records, sketches
 
 
 def _forces(

@@ -11,7 +11,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from dlpr.audit.record import GroupRecord, Quantiles
+from dlpr.audit.record import GroupRecord, OutlineRecord, Quantiles
+from dlpr.core.density import outline
 from dlpr.core.quantiles import QuantileSketch, pack, unpack
 from dlpr.stages.summary import Summary, merged
 from dlpr.store.files import write_arrays
@@ -135,10 +136,19 @@ class Scale:
 
 
 def quantiles(sketch: QuantileSketch) -> Quantiles:
-    """`LEVELS` of the finite values."""
+    """`LEVELS` and outline of the finite values."""
     if not sketch.n_finite:
         return Quantiles(levels=list(LEVELS), values=[])
-    return Quantiles(levels=list(LEVELS), values=[sketch.quantile(q) for q in LEVELS])
+    values = [sketch.quantile(q) for q in LEVELS]
+    return Quantiles(levels=list(LEVELS), values=values, outline=_outline(sketch))
+
+
+def _outline(sketch: QuantileSketch) -> OutlineRecord | None:
+    found = outline(sketch)
+    if found is None:
+        return None
+    height = np.round(found.height, 3).tolist()
+    return OutlineRecord(low=found.low, high=found.high, height=height)
 
 
 def uncertainties(scale: Scale, rigidities: QuantileSketch) -> Quantiles:

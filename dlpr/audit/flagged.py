@@ -112,7 +112,9 @@ def write_environments(
         for name in ("lpr", "prior_ratio", "uncertainty", "lpr_ratio")
     )
     what = "LPR over that of the regularizer alone, 1 where the data say nothing"
-    values: Values = {**(more or {}), **lpr_values(lpr), "prior ratio": ("atom", ratio, what)}
+    values: Values = {**(more or {}), **lpr_values(lpr)}
+    if np.isfinite(ratio).any():
+        values["prior ratio"] = ("atom", ratio, what)
     if np.isfinite(sigma).any():
         values["uncertainty"] = ("atom", sigma, "calibrated, meV/atom")
     if np.isfinite(change).any():

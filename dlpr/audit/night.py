@@ -133,6 +133,7 @@ def _made(
         next=found,
         sample=sample,
         ratios=ratios,
+        cross_validation=tonight.view.cross_validation,
         conventions=tonight.conventions,
     )
     with history.publishing(name, tonight.result) as folder:

@@ -53,7 +53,7 @@ def with_ratios(
     places: defaultdict[str, list[int]] = defaultdict(list)
     for k, one in enumerate(kept):
         places[one.set].append(k)
-    changes = {name: changes_for(name, settings, before.record) for name in places}
+    changes = {name: changes_for(name, settings, before.record, "lpr") for name in places}
     why = "; ".join(next((told for told in changes.values() if told), [])[:3])
     n = 0
     for name, numbers in places.items():

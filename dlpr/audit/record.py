@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dlpr.audit.part import Part as _Part
+from dlpr.audit.record_validation import ValidationRecord
 
 Json = dict[str, Any]
 Verdict = Literal["pass", "warn", "fail"]
@@ -15,8 +18,14 @@ NAME = "%Y-%m-%dT%H-%M-%SZ"
 """Of an audit: when it began, UTC; later ones of one second have a number behind."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class OutlineRecord(_Part):
+    """The density of a figure's logarithm, as a violin shows it."""
+
+    low: float
+    high: float
+    height: list[float] = Field(
+        description="at equal logarithmic steps from low to high; the largest is 1"
+    )
 
 
 class Quantiles(_Part):
@@ -24,6 +33,9 @@ class Quantiles(_Part):
 
     levels: list[float] = Field(description="in 0..1, ascending")
     values: list[float] = Field(description="of the same length; empty where nothing is finite")
+    outline: OutlineRecord | None = Field(
+        default=None, description="None where values do not spread"
+    )
 
 
 class GroupRecord(_Part):
@@ -48,6 +60,7 @@ class ErrorRecord(_Part):
     n: int
     mae: float
     rmse: float
+    bias: float | None = Field(default=None, description="mean error, with its sign")
     percentiles: Quantiles = Field(description="of absolute errors")
 
 
@@ -65,7 +78,38 @@ class SetRecord(_Part):
         description="that of all groups and species first; counts alone of a training set that is "
         "no test set, too"
     )
-    errors: list[ErrorRecord] = []
+    errors: list[ErrorRecord] = Field(default=[])
+    validation: ValidationRecord | None = None
+
+
+class FoldRecord(_Part):
+    """Structures that were held out together, and their errors."""
+
+    name: str = Field(description="a number, or the group that was left out")
+    n_structures: int
+    errors: list[ErrorRecord]
+
+
+class SpreadRecord(_Part):
+    """How the errors of one quantity differ from fold to fold."""
+
+    quantity: str
+    unit: str
+    n_folds: int = Field(description="those that have such errors")
+    mae_mean: float
+    mae_std: float = Field(description="divisor n_folds - 1, as of rmse_std")
+    rmse_mean: float
+    rmse_std: float
+
+
+class CrossValidationRecord(_Part):
+    """The training set, each of its folds predicted by a fit of all others."""
+
+    by: Literal["structure", "stratified", "group"]
+    seed: int
+    folds: list[FoldRecord]
+    errors: list[ErrorRecord] = Field(description="of all, and of each group")
+    spread: list[SpreadRecord] = Field(description="empty of quantities that one fold has alone")
 
 
 class FlaggedEnvironment(_Part):
@@ -78,7 +122,7 @@ class FlaggedEnvironment(_Part):
     species: int
     group: str
     lpr: float
-    prior_ratio: float | None = Field(description="None: infinite, without a regularizer")
+    prior_ratio: float | None = Field(description="None: without a regularizer it has no bound")
     uncertainty: float | None = Field(default=None, description="calibrated, meV/atom")
     flags: list[str] = Field(default=[], description="such as 'central_species'")
     lpr_ratio: float | None = Field(
@@ -196,4 +240,5 @@ class AuditRecord(_Part):
     ratios: str | None = Field(
         default=None, description="what `lpr_ratio` is, or why there is none"
     )
+    cross_validation: CrossValidationRecord | None = None
     conventions: Json = Field(description="job, model, factor, versions, fingerprints of inputs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlpr.audit.errors import OF_CHECK
+from dlpr.audit.errors import QUANTITIES
 from dlpr.audit.figures import LEVELS
 from dlpr.audit.history import PastAudit
 from dlpr.audit.record import CheckRecord, Key, SeriesRecord, SetRecord
@@ -64,6 +64,6 @@ def _of_set(one: SetRecord) -> dict[Key, tuple[float | None, str]]:
         for q in shown if values else ():
             found[f"{measure}.q{q:g}", *all_of_it] = values[LEVELS.index(q)], ""
     for error in one.errors:
-        if error.group is None and error.quantity == OF_CHECK["energy"]:
+        if error.group is None and error.quantity == QUANTITIES["energy"][0]:
             found["rmse.energy", *all_of_it] = error.rmse, error.unit
     return found

@@ -30,15 +30,20 @@ WORK = "work"
 EVERY = "*"
 """In a check: each set, group or species, one by one."""
 
-DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr")
+DISTRIBUTED = ("lpr", "prior_ratio", "uncertainty", "structure_pr", "error")
 """Measures of which a check takes a quantile or a share."""
 ERRORS = ("rmse", "mae")
+HELD_OUT = ("cv_rmse", "cv_mae")
+"""Errors of the training set, of fits that have not seen the structure."""
+OF_QUANTITIES = (*ERRORS, "error", *HELD_OUT)
+FINDINGS = ("rank_correlation", "enrichment")
+"""Does low rigidity find large errors of energies?"""
 NEAR = ("near_duplicates", "near_leakage")
 REPEATS = ("duplicates", "leakage", *NEAR)
 OF_DATA = (*REPEATS, "lost", "settings")
 """Measures of structures, which need no rigidity."""
 _BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
-_BY_GROUP = (*_BY_SPECIES, "structure_pr", *ERRORS, "outliers")
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *OF_QUANTITIES, *FINDINGS, "outliers")
 _TO_BASELINE = ("drift", "lost", "settings")
 """Measures that are differences from a baseline already."""
 
@@ -49,6 +54,11 @@ Measure = Literal[
     "structure_pr",
     "rmse",
     "mae",
+    "error",
+    "rank_correlation",
+    "enrichment",
+    "cv_rmse",
+    "cv_mae",
     "unseen",
     "drift",
     "duplicates",
@@ -59,6 +69,10 @@ Measure = Literal[
     "lost",
     "settings",
 ]
+Quantity = Literal[
+    "energy", "energy_per_cell", "energy_per_root", "forces", "force_magnitude", "force_vector"
+]
+Plot = Literal["trajectory", "energy_volume"]
 Fraction = Annotated[
     float,
     pydantic.BeforeValidator(refuse_boolean),
@@ -97,7 +111,7 @@ class Check(Section):
     species: Symbol | Literal["*"] | None = Field(
         default=None, description='a symbol such as Si, or "*" for each'
     )
-    quantity: Literal["energy", "forces"] = "energy"
+    quantity: Quantity = "energy"
     within: Positive | None = Field(
         default=None, description="a number > 0: relative change of an environment's features"
     )
@@ -122,8 +136,8 @@ class Check(Section):
             raise ValueError(f"species belongs to {', '.join(_BY_SPECIES)}, not to {self.of}")
         if self.group is not None and self.of not in _BY_GROUP:
             raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
-        if self.quantity != "energy" and self.of not in ERRORS:
-            raise ValueError(f"quantity belongs to {', '.join(ERRORS)}, not to {self.of}")
+        if self.quantity != "energy" and self.of not in OF_QUANTITIES:
+            raise ValueError(f"quantity belongs to {', '.join(OF_QUANTITIES)}, not to {self.of}")
         if self.within is not None and self.of not in NEAR:
             raise ValueError(f"within belongs to {', '.join(NEAR)}, not to {self.of}")
         if self.beyond is not None and self.of != "outliers":
@@ -171,6 +185,14 @@ class Sample(Section):
     """Environments on the map."""
 
     count: Natural = Field(default=200, description="a whole number >= 0; 0: no map")
+
+
+class Validation(Section):
+    """What is drawn of a set beside its errors, where its files do not say so themselves."""
+
+    plots: dict[SetName, tuple[Plot, ...]] = Field(
+        default={}, description="a list for a set: {md: [trajectory], search: [energy_volume]}"
+    )
 
 
 class Uncertainty(Section):
@@ -225,6 +247,7 @@ class AuditSpec(Computation):
     next: Next | None = None
     checks: tuple[Check, ...] = Field(default=STANDARD, description="a list of mappings")
     uncertainty: Uncertainty | None = None
+    validation: Validation = Validation()
     baseline: Baseline = Field(
         default="last", description="last, the name of an audit, or {last: 5}"
     )
@@ -242,6 +265,9 @@ class AuditSpec(Computation):
         for number, check in enumerate(self.checks):
             place = f"checks.{number}"
             known = list(dict.fromkeys(["train", *rated])) if check.of in OF_DATA else rated
+            if check.of in HELD_OUT:
+                known = ["train"]
+                self._check_held_out(place, check)
             if check.set != EVERY and check.set not in known:
                 hint = "; rigidities of the training set need `train: train` among the test sets"
                 raise ValueError(
@@ -253,8 +279,15 @@ class AuditSpec(Computation):
                     f"{place}.of: uncertainties are calibrated by the errors of a set with "
                     f"energies that takes no part in the fit; name it: uncertainty: {{set: NAME}}"
                 )
-            if check.of in ERRORS and check.quantity == "forces" and not self.test_forces:
+            has_forces = self.test_forces or check.of in HELD_OUT
+            if check.quantity.startswith("force") and not has_forces:
                 raise ValueError(f"{place}.quantity: errors of forces need test_forces: true")
+        for name in self.validation.plots:
+            if name not in rated:
+                raise ValueError(
+                    f"validation.plots.{name}: there is no test set {name!r}; known here: "
+                    f"{', '.join(rated)}"
+                )
         if self.uncertainty and self.uncertainty.set not in rated:
             raise ValueError(
                 f"uncertainty.set: there is no test set {self.uncertainty.set!r}; known here: "
@@ -289,6 +322,19 @@ class AuditSpec(Computation):
         """What is wanted of the pool; by default wherever there can be picks."""
         found = self.next or (None if self._no_picks() else Next())
         return found if found and found.count else None
+
+    def _check_held_out(self, place: str, check: Check) -> None:
+        if self.cross_validation is None:
+            raise ValueError(
+                f"{place}.of: {check.of} needs held-out errors of the training set; add "
+                f"cross_validation: {{folds: 5, by: structure}}"
+            )
+        kind = "energy" if check.quantity.startswith("energy") else check.quantity
+        if kind not in self.loss.kinds:
+            raise ValueError(
+                f"{place}.quantity: fits of the cross-validation predict what the loss has, "
+                f"{', '.join(self.loss.kinds)}, and no {check.quantity}"
+            )
 
     def rated(self) -> list[str]:
         """Sets that have rigidities."""

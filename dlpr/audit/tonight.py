@@ -9,7 +9,8 @@ import numpy as np
 import zarr
 
 from dlpr.audit.changes import file_changes, inputs_of, settings_of
-from dlpr.audit.errors import OF_CHECK, error_records
+from dlpr.audit.cross_validation import held_out, validation_record
+from dlpr.audit.errors import QUANTITIES, errors_of, measure
 from dlpr.audit.figures import (
     Distributions,
     Key,
@@ -20,12 +21,13 @@ from dlpr.audit.figures import (
     summary_of,
 )
 from dlpr.audit.history import PastAudit
-from dlpr.audit.record import GroupRecord, SetRecord
-from dlpr.audit.spec import DISTRIBUTED, ERRORS, POOL, AuditSpec, Check
+from dlpr.audit.record import CrossValidationRecord, ErrorRecord, GroupRecord, SetRecord
+from dlpr.audit.spec import DISTRIBUTED, ERRORS, FINDINGS, HELD_OUT, POOL, AuditSpec, Check
+from dlpr.audit.validation import finding, validation_of
 from dlpr.audit.worst import RESIDUAL, Environments
 from dlpr.core.quantiles import QuantileSketch
 from dlpr.engine.pipeline import Pipeline
-from dlpr.handles import Result
+from dlpr.handles import CrossValidation, Result
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder
@@ -53,19 +55,25 @@ class View:
     sets: dict[str, SetRecord]
     distributions: Distributions
     scale: Scale | None
+    cross_validation: CrossValidationRecord | None = None
 
     @classmethod
     def of(cls, audit: PastAudit) -> View:
         """An earlier audit's."""
         found = audit.record.conventions["uncertainty"]
         scale = Scale(found["a"], found["measure"]) if found else None
-        return cls({one.name: one for one in audit.record.sets}, audit.distributions, scale)
+        sets = {one.name: one for one in audit.record.sets}
+        return cls(sets, audit.distributions, scale, audit.record.cross_validation)
 
     def figure(self, target: Target) -> float | None:
         """What a check measures, as far as one audit says it; None where there is nothing."""
         check, name = target.check, target.set
         if check.of in ERRORS:
             return self._error(target)
+        if check.of in FINDINGS:
+            return finding(self.sets[name].validation, check.of, target.group)
+        if check.of in HELD_OUT:
+            return held_out(self.cross_validation, check, target.group)
         if check.of == "unseen":
             place = (target.group, target.species)
             own = [one for one in self.sets[name].groups if (one.group, one.species) == place]
@@ -73,8 +81,10 @@ class View:
         if check.of not in DISTRIBUTED or (check.of == "uncertainty" and self.scale is None):
             return None
         scale = self.scale if check.of == "uncertainty" else None
-        measure = scale.measure if scale else check.of
-        values = self.distributions.of(name, measure, target.group, target.species)
+        of = measure(check.quantity) if check.of == "error" else check.of
+        values = self.distributions.of(
+            name, scale.measure if scale else of, target.group, target.species
+        )
         if not values.n_finite:
             return None
         if check.quantile is not None:
@@ -86,7 +96,7 @@ class View:
         return scale.share_below(values, bound) if scale else values.share_below(bound)
 
     def _error(self, target: Target) -> float | None:
-        quantity = OF_CHECK[target.check.quantity]
+        quantity, _ = QUANTITIES[target.check.quantity]
         for one in self.sets[target.set].errors:
             if (one.quantity, one.group) == (quantity, target.group):
                 return one.rmse if target.check.of == "rmse" else one.mae
@@ -100,6 +110,7 @@ class Tonight:
     spec: AuditSpec
     view: View
     result: StageFolder
+    cross_validation: CrossValidation | None
     structures: dict[str, StructureStore]
     """of the training set and of each rated set"""
     results: dict[str, zarr.Group]
@@ -150,8 +161,9 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
     }
     tonight = Tonight(
         spec=spec,
-        view=View({}, Distributions(), scale),
+        view=View({}, Distributions(), scale, validation_record(result.cross_validation)),
         result=StageFolder(result.path.resolve().parent),
+        cross_validation=result.cross_validation,
         structures=structures,
         results=results,
         environments=environments,
@@ -168,7 +180,8 @@ def _look_at_set(tonight: Tonight, name: str, before: dict[str, str]) -> SetReco
     """The record of a set, whose distributions are put among those of all."""
     store, inputs = tonight.structures[name], tonight.conventions["inputs"][name]
     distributions, scale = tonight.view.distributions, tonight.view.scale
-    groups, errors = _counts(store), []
+    groups, validation = _counts(store), None
+    errors: list[ErrorRecord] = []
     if name in tonight.results:
         result = tonight.results[name]
         summary = summary_of(tonight.result, name)
@@ -176,7 +189,9 @@ def _look_at_set(tonight: Tonight, name: str, before: dict[str, str]) -> SetReco
         if scale is not None and scale.measure == CERTAINTY:
             distributions.sketches |= _certainties(tonight.environments[name])
         groups = group_records(distributions, name, summary, scale)
-        errors = error_records(result, store)
+        errors, of_errors = errors_of(name, result, store)
+        distributions.sketches |= of_errors
+        validation = validation_of(result, store, tonight.spec.validation.plots.get(name))
     n_new, n_changed = file_changes(inputs, before)
     return SetRecord(
         name=name,
@@ -188,6 +203,7 @@ def _look_at_set(tonight: Tonight, name: str, before: dict[str, str]) -> SetReco
         n_environments=store.n_environments,
         groups=groups,
         errors=errors,
+        validation=validation,
     )
 
 

@@ -6,7 +6,8 @@ import re
 
 from ase.data import chemical_symbols
 
-from dlpr.audit.spec import ERRORS, EVERY, Check, Relative
+from dlpr.audit.errors import QUANTITIES
+from dlpr.audit.spec import ERRORS, EVERY, HELD_OUT, OF_QUANTITIES, Check, Relative
 
 QUANTITY = {
     "lpr": "LPR",
@@ -15,6 +16,8 @@ QUANTITY = {
     "structure_pr": "PR of structures",
 }
 _NAMES = {
+    "rank_correlation": "rank correlation of low rigidity with large errors (Spearman)",
+    "enrichment": "largest 1 % of errors among the least rigid 5 %, times chance",
     "unseen": "environments with a species that the training set lacks",
     "drift": "drift of LPR since the baseline (Kolmogorov-Smirnov distance)",
     "duplicates": "structures that repeat an earlier one",
@@ -25,6 +28,8 @@ _NAMES = {
     "lost": "environments that are gone since the baseline",
     "settings": "settings that have changed since the baseline",
 }
+_SHORT = {"energy": "energies", "forces": "forces"}
+"""What errors are of where no other quantity of their kind is meant."""
 UNITS = {
     "uncertainty": "meV/atom",
     "unseen": "environments",
@@ -49,6 +54,19 @@ MEANING = {
     "structures: their labels may be wrong, or the training set lacks their like.",
     "mae": "How far fitted values are from labels on average; look at the flagged structures: "
     "their labels may be wrong, or the training set lacks their like.",
+    "error": "How far single fitted values are from labels; look at the flagged structures: their "
+    "labels may be wrong, or the training set lacks their like.",
+    "rank_correlation": "Whether the least rigid structures have the largest errors, 1: rank for "
+    "rank, 0: not at all; where it is low, errors come from labels or from the model's form, and "
+    "rigidities do not find them.",
+    "enrichment": "How many more of the largest errors are among the least rigid structures than "
+    "by chance, which is 1; where it is low, flagged environments are not those of large errors.",
+    "cv_rmse": "How far fits that have not seen a training structure are from its label, large "
+    "errors above all: what to expect of a new structure of the same kind. Where a group has much "
+    "larger ones, label more of it, or look at its labels.",
+    "cv_mae": "How far fits that have not seen a training structure are from its label on average: "
+    "what to expect of a new structure of the same kind. Where a group has much larger ones, label "
+    "more of it, or look at its labels.",
     "unseen": "Nothing in the training set says anything of this species here; label structures "
     "that have it, or take these out.",
     "drift": "How different the distribution of LPR is from that of the baseline, 0: not at all, "
@@ -87,9 +105,9 @@ def why(reason: str) -> str:
 
 def unit_of(check: Check) -> str:
     """Of a check's figure; nothing for shares, rigidities and distances."""
-    if check.of in ERRORS:
-        return "meV/atom" if check.quantity == "energy" else "meV/Å"
-    return UNITS.get(check.of, "") if check.share_below is None else ""
+    if check.share_below is not None:
+        return ""
+    return QUANTITIES[check.quantity][1] if check.of in OF_QUANTITIES else UNITS.get(check.of, "")
 
 
 def among(group: str | None, species: int | None) -> str:
@@ -109,23 +127,29 @@ def name_of(check: Check, name: str, group: str | None, species: int | None) -> 
 
 
 def _figure(check: Check) -> str:
+    quantity, unit = QUANTITIES[check.quantity]
+    quantity = _SHORT.get(check.quantity, quantity)
+    if check.of in (*ERRORS, *HELD_OUT):
+        held_out = "held-out " if check.of in HELD_OUT else ""
+        return f"{check.of.removeprefix('cv_').upper()} of {held_out}{quantity}"
+    if check.of in _NAMES:
+        return _NAMES[check.of]
+    of, unit = (
+        (f"error of {quantity}", unit)
+        if check.of == "error"
+        else (QUANTITY[check.of], UNITS.get(check.of, ""))
+    )
     if check.quantile is not None:
-        return f"{QUANTITY[check.of]}, {100 * check.quantile:g} % quantile"
-    if check.share_below is not None:
-        unit = f" {UNITS[check.of]}" if check.of in UNITS else ""
-        return f"share with {QUANTITY[check.of]} below {check.share_below:g}{unit}"
-    if check.of in ERRORS:
-        return f"{check.of.upper()} of {'energies' if check.quantity == 'energy' else 'forces'}"
-    return _NAMES[check.of]
+        return f"{of}, {100 * check.quantile:g} % quantile"
+    return f"share with {of} below {check.share_below:g} {unit}".strip()
 
 
 def measure_of(check: Check) -> str:
     """The key of a check's figure in the history."""
+    of = f"{check.of}.{check.quantity}" if check.of in OF_QUANTITIES else check.of
     if check.quantile is not None:
-        return f"{check.of}.q{check.quantile:g}"
-    if check.share_below is not None:
-        return f"{check.of}.below{check.share_below:g}"
-    return f"{check.of}.{check.quantity}" if check.of in ERRORS else check.of
+        return f"{of}.q{check.quantile:g}"
+    return of if check.share_below is None else f"{of}.below{check.share_below:g}"
 
 
 def expected(check: Check, baselines: list[str]) -> str:

@@ -134,7 +134,7 @@ class Environments:
                     species=int(one["species"]),
                     group=self.groups[self.number[structure]],
                     lpr=float(one["lpr"]),
-                    prior_ratio=float(one["prior_ratio"]) if one["prior_ratio"] < np.inf else None,
+                    prior_ratio=float(ratio) if np.isfinite(ratio := one["prior_ratio"]) else None,
                     uncertainty=sigma if sigma < np.inf else None,
                     flags=[name for mask, name in self._flags if one["unseen"] & mask],
                 )

@@ -91,6 +91,8 @@ def show_result(console: Console, steps: Pipeline) -> None:
     if curve:
         show(console, curve.table())
     show(console, rigidity_table(result.summary))
+    if result.cross_validation:
+        show(console, result.cross_validation.table())
     show(console, cost_table(run_cost(steps.workspace.used)))
     lines = solver_lines(factor_facts(steps.factor())) + fit_lines(result)
     lines += committee_lines(result) + notes(steps)

@@ -134,12 +134,23 @@ def factorize(
         data, basis = _eigenbasis(fold)
         stated, held = _of_spectrum("eigh", n_rows, n_columns, data, mu, noise, through_gram)
         return SpectralFactor(basis[:, :held].copy(), data[:held] + mu, mu), stated
-    factor = _cholesky(fold, mu) if isinstance(fold, Gram) else _stack(fold, mu)
+    factor = triangular(fold, mu)
     if n_columns <= FULL_SPECTRUM:
         data = spectrum(fold)
         stated, _ = _of_spectrum(solver, n_rows, n_columns, data, mu, noise, through_gram)
         return factor, stated
     return factor, _of_extremes(fold, factor, solver, n_rows, mu, noise)
+
+
+def triangular(fold: Gram | Triangle, mu: float) -> TriangularFactor:
+    """Factorize ``H = G^T G + mu 1`` with ``mu > 0``, without a word on its condition.
+
+    Raises
+    ------
+    NumericsError
+        If Cholesky of a Gram matrix breaks down.
+    """
+    return _cholesky(fold, mu) if isinstance(fold, Gram) else _stack(fold, mu)
 
 
 def factorize_decomposed(rows: Decomposition, mu: float) -> tuple[SpectralFactor, Conditioning]:

@@ -138,6 +138,8 @@ class Targets:
         By which all these are to be multiplied, so that the label is that of the loss.
     weight : (n,) float64
         Of each row in the loss, beside lambda: it counts so often, whatever its residual.
+    structure : (n,) int, optional
+        Whose row each is, as a number in its set.
     """
 
     rows: FloatArray
@@ -145,6 +147,7 @@ class Targets:
     y: FloatArray
     factor: FloatArray
     weight: FloatArray
+    structure: IntArray | None = None
 
     @property
     def scale(self) -> FloatArray:
@@ -339,7 +342,7 @@ def energies(
 
 
 def joined(pieces: Sequence[Targets]) -> Targets:
-    """Targets one after the other."""
+    """Targets one after the other, without the numbers of their structures."""
     if len(pieces) == 1:
         return pieces[0]
     names = ("rows", "count", "y", "factor", "weight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -210,18 +211,79 @@ def k_folds(keys: Sequence[bytes], n_folds: int, seed: int) -> NDArray[np.int64]
     InputError
         If a fold is empty.
     """
-    if n_folds < 2:
-        raise JobError(f"{n_folds} folds cannot be told apart; a cross-validation needs at least 2")
+    _check_several(n_folds)
     start = hashlib.blake2b(f"{seed} ".encode(), digest_size=8)
     folds = np.empty(len(keys), np.int64)
     for number, key in enumerate(keys):
         digest = start.copy()
         digest.update(key)
         folds[number] = int.from_bytes(digest.digest(), "little") % n_folds
+    _check_filled(folds, n_folds, keys)
+    return folds
+
+
+def stratified_folds(
+    keys: Sequence[bytes], groups: Sequence[str], n_folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Folds (n,) over which each group is spread evenly: its parts differ by one structure at most.
+
+    Every ``n_folds`` different structures of a group, in the order given, are dealt out in an order
+    of their own, drawn from seed, group and how many were dealt before: structures that come behind
+    the others move none, those that come in between move all of their group behind them. Equal keys
+    of a group share a fold, that of the first.
+
+    Parameters
+    ----------
+    keys : sequence of bytes
+        Digest of each structure.
+    groups : sequence of str
+        Its group.
+    n_folds : int
+        At least 2; as many as there are structures in one group, all different: leave one out.
+    seed : int
+        At least 0.
+
+    Raises
+    ------
+    JobError
+        If there are fewer than two folds.
+    InputError
+        If a fold is empty.
+    """
+    _check_several(n_folds)
+    folds = np.empty(len(keys), np.int64)
+    of_group: defaultdict[str, dict[bytes, int]] = defaultdict(dict)
+    orders: dict[str, list[int]] = {}
+    for place, (key, group) in enumerate(zip(keys, groups, strict=True)):
+        dealt = of_group[group]
+        if key not in dealt:
+            number, step = divmod(len(dealt), n_folds)
+            if step == 0:
+                orders[group] = _order(n_folds, f"{seed} {number} {group}")
+            dealt[key] = orders[group][step]
+        folds[place] = dealt[key]
+    _check_filled(folds, n_folds, keys)
+    return folds
+
+
+def _order(n: int, of: str) -> list[int]:
+    """An order of n numbers that a text decides."""
+
+    def word(number: int) -> bytes:
+        return hashlib.blake2b(f"{number} {of}".encode(), digest_size=8).digest()
+
+    return sorted(range(n), key=word)
+
+
+def _check_several(n_folds: int) -> None:
+    if n_folds < 2:
+        raise JobError(f"{n_folds} folds cannot be told apart; a cross-validation needs at least 2")
+
+
+def _check_filled(folds: IntArray, n_folds: int, keys: Sequence[bytes]) -> None:
     empty = np.flatnonzero(np.bincount(folds, minlength=n_folds) == 0)
     if len(empty):
         raise InputError(
             f"fold {empty[0]} of {n_folds} is empty: {len(set(keys))} different structures or "
-            "groups are few for so many folds; take fewer folds, or another seed"
+            "groups are few for so many folds; take fewer folds, another seed, or stratified folds"
         )
-    return folds

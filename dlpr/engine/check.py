@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from dlpr.descriptors import descriptor, gradient_refusal
+from dlpr.descriptors import check_sets, descriptor, gradient_refusal
 from dlpr.errors import InputError, JobError
 from dlpr.job import Job, SetSpec
 from dlpr.stages import ingest as ingest_stage
@@ -14,6 +16,9 @@ from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
 from dlpr.structures.selection import Where
 from dlpr.units import format_bytes
+
+if TYPE_CHECKING:
+    from dlpr.engine.pipeline import Pipeline
 
 
 def check_job(job: Job) -> None:
@@ -43,6 +48,12 @@ def check_job(job: Job) -> None:
         )
     _check_derivatives(job)
     _check_reweighted(job)
+    if job.cross_validation and job.loss.is_reweighted:
+        raise JobError(
+            f"cross_validation fits every fold to squared residuals, and the loss of "
+            f"{' and '.join(job.loss.reweighted)} has another shape. Take the squared loss, or "
+            f"remove cross_validation from the job file."
+        )
     if job.solver == "cholesky" and job.model.spec.regularizer == 0.0:
         raise JobError(
             f"solver: cholesky needs a regularizer above 0, model.{job.model.kind}.regularizer is "
@@ -96,6 +107,21 @@ def check_columns(n_columns: int, tile_columns: int) -> None:
         )
 
 
+def check_features(steps: Pipeline, name: str) -> None:
+    """Hold users' features against the set, and against those of the training set.
+
+    Raises
+    ------
+    InputError
+        If a file has not one row for each environment of its set.
+    JobError
+        If the sets' numbers of columns differ.
+    """
+    sets = dict.fromkeys(["train", name])
+    found = {one: descriptor(steps.job.descriptor_of(one), steps.species()) for one in sets}
+    check_sets(found, {one: open_structures(steps.ingest(one)).n_environments for one in sets})
+
+
 def check_training_set(job: Job, structures: StageFolder) -> None:
     """Refuse what a job says of the training set and this has not.
 
@@ -117,11 +143,13 @@ def check_training_set(job: Job, structures: StageFolder) -> None:
                 f"them in train.keys, or remove loss.{kind} from the job file."
             )
     is_labelled = any(one["labels"]["energy"] for one in facts)
-    if job.committee and "energy" in job.loss.kinds and not is_labelled:
+    fitted = {"committee": job.committee, "cross_validation": job.cross_validation}
+    asked = [name for name, section in fitted.items() if section]
+    if asked and "energy" in job.loss.kinds and not is_labelled:
         raise InputError(
-            f"the job has a committee, and 0 of {store.n_structures} structures of the training "
+            f"the job has a {asked[0]}, and 0 of {store.n_structures} structures of the training "
             f"set have an energy: there is nothing to fit. Name it in train.keys (energy: ...), "
-            f"or remove committee from the job file."
+            f"or remove {asked[0]} from the job file."
         )
     counted = np.isfinite(store.energy)
     if "energy" not in job.loss.kinds or not counted.any():
@@ -188,6 +216,22 @@ def check_committee(job: Job, form: str, n_columns: int) -> None:
             f"model has {n_columns} columns, and numerics.tile_columns is "
             f"{job.numerics.tile_columns}. Raise that to {n_columns} or more, with memory for "
             f"it, or take committee.posterior, which needs the one factor that there is."
+        )
+
+
+def check_cross_validation(job: Job, form: str, n_columns: int) -> None:
+    """Refuse a cross-validation of a Hessian in tiles; parameters as for `check_committee`.
+
+    Raises
+    ------
+    JobError
+    """
+    if job.cross_validation and form == "tiles":
+        raise JobError(
+            f"cross_validation factorizes a Hessian for every fold, each in one piece: the model "
+            f"has {n_columns} columns, and numerics.tile_columns is {job.numerics.tile_columns}. "
+            f"Raise that to {n_columns} or more, with memory for it, or remove cross_validation "
+            f"from the job file."
         )
 
 

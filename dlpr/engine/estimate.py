@@ -9,7 +9,7 @@ import numpy as np
 from dlpr.core.rows import Layout
 from dlpr.descriptors import Descriptor, descriptor
 from dlpr.engine import memory
-from dlpr.engine.check import check_committee
+from dlpr.engine.check import check_committee, check_cross_validation
 from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.engine.pipeline import Pipeline
 from dlpr.engine.sizes import SetSize, columns, count_rows, look
@@ -20,6 +20,7 @@ from dlpr.engine.training_costs import (
     StageEstimate,
     blocks_of,
     committee_members,
+    cross_validation,
     derivatives,
     features,
     references,
@@ -92,6 +93,9 @@ def estimate(steps: Pipeline) -> Estimate:
     if n_members:
         check_committee(steps.job, form, layout.n_columns)
         stages += committee_members(steps, factor, sizes["train"])
+    if steps.job.cross_validation:
+        check_cross_validation(steps.job, form, layout.n_columns)
+        stages += cross_validation(steps, factor, sizes["train"])
     if steps.job.model.spec.scan:
         stages += scan(steps, calculator, mapping, factor, sizes, sample, seconds)
     if mapping.n_references:

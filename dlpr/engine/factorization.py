@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from dlpr.descriptors.kind import DERIVED
 from dlpr.engine import memory, regularizer_choice
-from dlpr.engine.check import check_committee
+from dlpr.engine.check import check_committee, check_cross_validation
+from dlpr.engine.cross_validation import check_folds
 from dlpr.engine.events import Event
 from dlpr.engine.factor_size import FactorSize, takes_basis
 from dlpr.errors import NumericsError, ResourceError
@@ -45,6 +46,8 @@ def chosen_factor(steps: Pipeline) -> StageFolder:
         regularizer_choice.check_labels(steps, steps.job.model.spec.scan.on)
     form = steps.form()
     check_committee(steps.job, form, steps.n_columns())
+    check_cross_validation(steps.job, form, steps.n_columns())
+    check_folds(steps, form)
     require_memory(steps, form)
     if form == "rows":
         return by(None, "dual")
@@ -71,7 +74,7 @@ def members(steps: Pipeline) -> StageFolder:
     committee, factor = steps.job.committee.model_dump(mode="json"), steps.factor()
     fold = None
     if steps.job.committee.subsample is not None and "fold" in factor.plan["inputs"]:
-        fold = steps.fold(factor.input("fold").stage, committee["subsample"])
+        fold = steps.fold(factor.input("fold").stage, committee["subsample"], "committee")
     work, numerics = steps.workspace.work, steps.numerics()
     plan = committee_stage.plan(work, factor, committee, fold, numerics)
     return steps.workspace.finish("committee", plan)
@@ -97,6 +100,9 @@ def require_memory(steps: Pipeline, form: str) -> None:
     if steps.job.model.spec.scan:
         few = n_rows if form == "rows" else None
         needs.append(memory.decomposition_nbytes(layout.n_columns, few))
+    if steps.job.cross_validation:
+        n_structures = memory.crowd_of(steps.ingest("train")).n_structures
+        needs.append(memory.cross_validation_nbytes(size, part_nbytes, n_structures))
     if form != "rows":
         width = numerics.tile_columns if form == "tiles" else layout.n_columns
         block = numerics.fold_block_rows

@@ -50,8 +50,8 @@ RESULT_NBYTES = 256
 """Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
 WHITENED_COPIES = 8
 """Rows of all columns that are held while as many are whitened, at most."""
-STRUCTURE_NBYTES = 288
-"""Result stage, per structure: all arrays over structures."""
+STRUCTURE_NBYTES = 336
+"""Result and cross-validation, per structure: all arrays over structures."""
 
 
 def tasks_at_once(task_nbytes: int, memory_per_worker: int, threads: int) -> int:
@@ -210,6 +210,12 @@ def decomposition_nbytes(n_columns: int, n_rows: int | None = None) -> int:
     if n_rows is not None:
         return DECOMPOSED_COPIES * 8 * n_columns * n_rows + ROWS_NBYTES + 64 * MIB
     return DECOMPOSED_COPIES * 8 * (n_columns + 1) ** 2 + 64 * MIB
+
+
+def cross_validation_nbytes(size: FactorSize, part_nbytes: int, n_structures: int) -> int:
+    """A fit, the rows of a fold and what is solved of them; or arrays over structures at last."""
+    rows = 2 * max(ROWS_NBYTES, 3 * part_nbytes)
+    return size.factorize_nbytes + rows + STRUCTURE_NBYTES * n_structures
 
 
 def scan_nbytes(

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 from dlpr.core.blas import blas_kernel
 from dlpr.core.rows import Layout
-from dlpr.descriptors import Descriptor, check_sets, descriptor
+from dlpr.descriptors import descriptor
 from dlpr.engine import factorization, regularizer_choice
 from dlpr.engine.blocks import planned_blocks
-from dlpr.engine.check import check_columns, check_training_set
+from dlpr.engine.check import check_columns, check_features, check_training_set
+from dlpr.engine.cross_validation import publish, validated
 from dlpr.engine.probe import versions
 from dlpr.engine.refit import converged_fit
 from dlpr.engine.verify import check_whole
@@ -129,7 +130,7 @@ class Pipeline:
 
         def make() -> Json:
             calculator = descriptor(self.job.descriptor_of(name), self.species())
-            self._check_features(name, calculator)
+            check_features(self, name)
             block, task = planned_blocks(self.job.numerics, calculator.n_features)
             return {
                 "descriptor": calculator.settings(),
@@ -139,15 +140,6 @@ class Pipeline:
             }
 
         return self._once("settings of features", name, make)
-
-    def _check_features(self, name: str, calculator: Descriptor) -> None:
-        """Hold users' features against the set, and against those of the training set."""
-        found = {name: calculator}
-        if name != "train":
-            train = descriptor(self.job.descriptor_of("train"), self.species())
-            found = {"train": train, **found}
-        counts = {known: open_structures(self.ingest(known)).n_environments for known in found}
-        check_sets(found, counts)
 
     def featurize(self, name: str) -> StageFolder:
         """The feature store of a set."""
@@ -236,16 +228,16 @@ class Pipeline:
         store = open_structures(self.ingest("train"))
         return self.job.loss.translated(store.n_structures, store.n_environments)
 
-    def fold(self, stage: str, subsample: Json | None = None) -> StageFolder:
+    def fold(self, stage: str, subsample: Json | None = None, of: str = "") -> StageFolder:
         """The partial Hessians ("hessian") or triangles ("triangle"), rows weighed by l''; or those
-        of a committee's members."""
+        of the members of a committee, or of the folds of a cross-validation, as ``of`` says."""
+        role = f"{stage} of the {of}" if of else stage
 
         def make() -> StageFolder:
             plan = self.planned_fold(stage, "second", self.fit(), subsample)
-            role = stage if subsample is None else f"{stage} of the committee"
             return self.workspace.finish(role, plan)
 
-        return self._once("fold of all" if subsample is None else "fold of members", stage, make)
+        return self._once("fold", role, make)
 
     def planned_fold(
         self, stage: str, by: str, fit: dict[str, StageFolder], subsample: Json | None = None
@@ -279,6 +271,12 @@ class Pipeline:
         if self.job.committee is None:
             return None
         return self._once("committee", "train", lambda: factorization.members(self))
+
+    def cross_validation(self) -> StageFolder | None:
+        """What fits without them say of the training structures, if the job asks for it."""
+        if self.job.cross_validation is None:
+            return None
+        return self._once("cross-validation", "train", lambda: validated(self))
 
     def scan(self) -> StageFolder:
         """The regularizers that are tried where the job leaves the choice to the run."""
@@ -361,10 +359,12 @@ class Pipeline:
             "versions": versions(),
             **regularizer_choice.record(self),
         }
+        validation = self.cross_validation()
         plan = result_stage.plan(self.workspace.work, sets, forces, attributes)
         folder = self.workspace.finish("result", plan)
         check_whole(folder)
         result_stage.publish(folder, self.workspace.output)
+        publish(validation, self.workspace.output)
         self.workspace.settle()
         return folder
 

@@ -11,6 +11,7 @@ from dlpr.engine.memory import (
     INDEX_NBYTES,
     MapSize,
     block_nbytes,
+    cross_validation_nbytes,
     crowd_of,
     decomposition_nbytes,
     derivatives_nbytes,
@@ -165,6 +166,12 @@ def _committee(folder: StageFolder) -> int:
     return size.draw_nbytes if drawn else size.factorize_nbytes
 
 
+def _cross_validation(folder: StageFolder) -> int:
+    n_structures = open_structures(folder.input("rows").input("structures")).n_structures
+    size = _factor_size(folder.input("factor"))
+    return cross_validation_nbytes(size, _part_nbytes(folder), n_structures)
+
+
 def _of_rigidity(folder: StageFolder) -> FactorSize:
     """Size of what a "rigidity" uses."""
     committee = folder.input("committee") if "committee" in folder.plan["inputs"] else None
@@ -251,6 +258,7 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "cholesky": _factorize,
     "fit": _factorize,
     "committee": _committee,
+    "cross_validation": _cross_validation,
     "rigidity": _rigidity,
     "forces": _forces,
     "whitened": _whitened,

@@ -266,3 +266,30 @@ def committee_members(steps: Pipeline, factor: FactorSize, size: SetSize) -> lis
     peak = factor.factorize_nbytes
     stages.append(StageEstimate("committee", n, 2 * n + 4, nbytes, peak, hours))
     return stages
+
+
+def cross_validation(steps: Pipeline, factor: FactorSize, size: SetSize) -> list[StageEstimate]:
+    """Rows folded once more, fold by fold, and a fit and a factor for each of them."""
+    spec, width = steps.job.cross_validation, factor.layout.n_columns
+    assert spec is not None
+    n, stages = spec.folds, []
+    cubic = 6 * factor.n_rows**2 * width if factor.form == "rows" else width**3
+    if factor.form == "whole" and spec.by != "group":
+        once = _folds(steps, factor, size, factor.n_rows)
+        n_tasks = n * -(-once.n_tasks // n)
+        stages.append(
+            replace(
+                once,
+                stage="folds of the cross-validation",
+                n_tasks=n_tasks,
+                n_files=2 * n_tasks + 4,
+                nbytes=8 * width**2 * n_tasks,
+            )
+        )
+    solved = size.n_structures * width**2
+    hours = (n * cubic + solved) / FLOPS / 3600
+    part_nbytes = _part_nbytes(steps, width, size)
+    peak = memory.cross_validation_nbytes(factor, part_nbytes, size.n_structures)
+    nbytes = 100 * size.n_structures
+    stages.append(StageEstimate("cross-validation", n + 1, 2 * n + 20, nbytes, peak, hours))
+    return stages

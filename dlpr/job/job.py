@@ -13,6 +13,7 @@ from pydantic import Field
 from dlpr.errors import JobError
 from dlpr.job.cluster import Cluster, Local
 from dlpr.job.committee import Committee
+from dlpr.job.cross_validation import CrossValidation
 from dlpr.job.descriptor import Descriptor
 from dlpr.job.loss import Loss
 from dlpr.job.model import Model
@@ -31,7 +32,7 @@ from dlpr.job.sections import (
 )
 from dlpr.job.text import explain, read_mapping
 
-_WITHOUT_INFLUENCE = frozenset({"output", "cluster"})
+_WITHOUT_INFLUENCE = frozenset({"output", "cluster", "cross_validation"})
 
 
 class Keys(Section):
@@ -112,6 +113,9 @@ class Computation(Section):
     solver: Literal["auto", "cholesky", "qr", "eigh", "dual"] = "auto"
     committee: Committee | None = Field(
         default=None, description="nothing, or a mapping with one of: subsample, posterior"
+    )
+    cross_validation: CrossValidation | None = Field(
+        default=None, description="nothing, or a mapping such as {folds: 5, by: structure}"
     )
     store_train_features: bool = True
     store_test_features: bool = False
@@ -231,8 +235,8 @@ class Job(Computation):
     output: Text = "results"
 
     def settings(self) -> dict[str, Any]:
-        """`resolved` without output, cluster and what is not asked for: all that may influence a
-        result."""
+        """`resolved` without output, cluster, cross-validation and what is not asked for: all that
+        may influence a rigidity."""
         found = self.resolved().items()
         return {k: v for k, v in found if k not in _WITHOUT_INFLUENCE and v is not None}
 

@@ -88,7 +88,8 @@ def _fitted(folder: StageFolder, spec: Json, task: int) -> tuple[FloatArray, Jso
 def _of_fold(
     folder: StageFolder, model: Model, mu: float, member: int, chosen: NDArray[np.bool_]
 ) -> FloatArray | None:
-    fold, n = chosen_fold(folder, model, member), model.layout.n_columns
+    fold = chosen_fold(folder, model, lambda own, _: own == member)
+    n = model.layout.n_columns
     if not fold.matrix.any():
         return None
     if mu == 0.0 or folder.settings["solver"] == "eigh":

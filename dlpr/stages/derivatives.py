@@ -20,7 +20,7 @@ from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
 from dlpr.stages.force_tasks import force_edges, force_piece, structures_of
 from dlpr.stages.model import open_map
-from dlpr.stages.rows import Run, cut_runs, weights_content
+from dlpr.stages.rows import Run, cut_runs, of_group, weights_content
 from dlpr.stages.structures import StructureStore, open_structures
 from dlpr.store.files import Json
 from dlpr.store.folder import StageFolder, digest
@@ -203,17 +203,18 @@ class DerivativeStore:
 
     def contents(self, run: Run) -> list[object]:
         """All that decides the rows of a run, as JSON."""
-        first, last = self._first[run.start], self._last[run.stop - 1]
-        weights = weights_content(self._structures, run.group, first, last)
+        weights = weights_content(self._structures, self.members(run))
         if self._kind == "virial":  # equal stresses of cells that differ in size
-            store, here = self._structures, slice(first, last + 1)
+            store = self._structures
+            here = slice(self._first[run.start], self._last[run.stop - 1] + 1)
             n_atoms = np.diff(store.structure_offset)[here]
             weights.append(digest([store.volume[here].tolist(), n_atoms.tolist()]))
         return [*self._content[run.start : run.stop], *weights]
 
-    def first(self, run: Run) -> int:
-        """Number of the structure with which a run's first task begins."""
-        return self._first[run.start]
+    def members(self, run: Run) -> NDArray[np.int64]:
+        """Numbers of the structures of a run's group in its tasks."""
+        first, last = self._first[run.start], self._last[run.stop - 1]
+        return of_group(self._structures, run.group, first, last)
 
     def targets(
         self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
@@ -239,7 +240,7 @@ class DerivativeStore:
             no_atoms = np.zeros((len(weight), self._n_species))
             rows, y = part["rows"][own], part["y"][own]
             if len(y):
-                yield Targets(rows, no_atoms[own], y, factor[own], weight[own])
+                yield Targets(rows, no_atoms[own], y, factor[own], weight[own], structure[own])
 
 
 @lru_cache(maxsize=8)

@@ -19,16 +19,23 @@ from dlpr.stages.reweight import Reweighing
 from dlpr.stages.rows import Run
 from dlpr.stages.sources import RowSource, chosen_of, off_diagonals_of, sources_of
 from dlpr.store.files import Json
-from dlpr.store.folder import StageFolder
+from dlpr.store.folder import StageFolder, digest
 from dlpr.units import format_bytes
 
 Weights = Callable[[str, str], float]
 """Weight of the targets of a kind and a group in the loss."""
+Wanted = Callable[[int, str], bool]
+"""Whether the partials of a member, or fold of a cross-validation, and a group are wanted."""
 FOLDS: dict[str, type[Gram] | type[Triangle]] = {"hessian": Gram, "triangle": Triangle}
 TASK_FLOPS = 4e10
 """Work N D^2 of one task: half a second of a core, some ten times what its files cost."""
 FEWEST_ROWS = 6
 """Rows of a task at least, over the number of columns: a partial costs as much as one row each."""
+
+
+def anything(member: int, group: str) -> bool:
+    """Every partial is wanted."""
+    return True
 
 
 def plan(
@@ -44,7 +51,8 @@ def plan(
 ) -> StageFolder:
     """Partials of a fold: tiles times runs of rows, their number bounded by a byte budget.
 
-    Those of a committee are folded once for every member, from the rows of its structures.
+    Those of a committee are folded once for every member, from the rows of its structures; those of
+    a cross-validation once for every one of its folds.
 
     Parameters
     ----------
@@ -59,7 +67,8 @@ def plan(
     numerics : dict
         ``fold_block_rows``, ``partials_nbytes``, ``tile_columns``, ``threads``, ``kernel``.
     subsample : dict, optional
-        ``members``, ``fraction`` and ``seed`` of a committee.
+        ``members``, ``fraction`` and ``seed`` of a committee; ``members``, ``by`` and ``seed`` of
+        a cross-validation.
     off_diagonals : {"twice", "once"}
         As for `sources_of`.
     reweight : dict, optional
@@ -85,13 +94,7 @@ def plan(
             "qr_panel": QR_PANEL,
         },
         "tile_columns": numerics["tile_columns"] if stage == "hessian" else n_columns,
-        "run_rows": run_rows(
-            n_rows,
-            n_groups,
-            n_columns,
-            numerics["partials_nbytes"],
-            subsample["members"] if subsample else 1,
-        ),
+        "run_rows": run_rows(n_rows, n_groups, n_columns, numerics["partials_nbytes"], subsample),
     }
     if off_diagonals != "twice":
         settings["off_diagonals"] = off_diagonals
@@ -111,23 +114,28 @@ def plan(
             "group": one.group,
             "kind": kind,
             "rows": sources[kind].contents(one),
-            **member,
-            **({"first": sources[kind].first(one)} if member else {}),
+            **({} if chosen is None else {"chosen": _places(chosen, sources[kind].members(one))}),
         }
-        for member in _members(settings)
+        for chosen in _members(rows, settings)
         for kind, one in _runs(sources, settings)
         for tile in tiling_of(open_model(rows, model), settings).pairs()
     ]
     return StageFolder.create(work, stage, settings, inputs, tasks)
 
 
-def _members(settings: Json) -> list[Json]:
-    """What says which structures are in the partials of each member; one that has all of them."""
+def _members(rows: StageFolder, settings: Json) -> Iterator[NDArray[np.bool_] | None]:
+    """Structures whose rows are in the partials of each member; None: one that has all of them."""
     spec = settings.get("subsample")
     if spec is None:
-        return [{}]
-    drawn = {name: spec[name] for name in ("fraction", "seed")}
-    return [{"drawn": drawn, "member": member} for member in range(spec["members"])]
+        yield None
+        return
+    for member in range(spec["members"]):
+        yield chosen_of(rows, spec, member)
+
+
+def _places(chosen: NDArray[np.bool_], structures: NDArray[np.int64]) -> str:
+    """Digest of which of some structures are chosen."""
+    return digest(np.flatnonzero(chosen[structures]).tolist())
 
 
 def _runs(sources: Mapping[str, RowSource], settings: Json) -> Iterator[tuple[str, Run]]:
@@ -151,26 +159,33 @@ def form_of(solver: str, regularizer: float, n_rows: int, n_columns: int, tile_c
     return "whole"
 
 
-def run_rows(n_rows: int, n_groups: int, n_columns: int, budget: int, n_members: int = 1) -> int:
-    """Rows of a partial: a few seconds of work, and doubled until all fit the budget.
+def run_rows(
+    n_rows: int, n_groups: int, n_columns: int, budget: int, subsample: Json | None = None
+) -> int:
+    """Rows of a run: a few seconds of work a partial, and doubled until all fit the budget.
 
     Raises
     ------
     ResourceError
-        If one partial per group and member of a committee is more than the budget.
+        If one partial per group, and member of a committee or fold of a cross-validation, is more
+        than the budget.
     """
+    n_members, whose, less, thinned = 1, "", "", 1
+    if subsample is not None and "by" in subsample:  # each row is in one fold alone
+        n_members = thinned = subsample["members"]
+        whose, less = f" in {n_members} folds of the cross-validation", ", take fewer folds"
+    elif subsample is not None:
+        n_members = subsample["members"]
+        whose, less = f" in {n_members} members of the committee", ", take fewer members"
     nbytes = 8 * n_columns**2 * n_members
     if n_groups * nbytes > budget and n_groups * n_members > 1:
-        whose, less = "", ""
-        if n_members > 1:
-            whose, less = f" in {n_members} members of the committee", ", take fewer members"
         raise ResourceError(
             f"the Hessian has {n_columns} columns, so its {n_groups} groups{whose} need partials "
             f"of {format_bytes(nbytes * n_groups)} on disk; numerics.partials_budget allows "
             f"{format_bytes(budget)}. Raise it{less}, or group the training set more coarsely "
             f"(train.group_by)."
         )
-    rows = max(FEWEST_ROWS * n_columns, int(TASK_FLOPS / n_columns**2))
+    rows = thinned * max(FEWEST_ROWS * n_columns, int(TASK_FLOPS / n_columns**2))
     while rows < 2 * n_rows and (2 * n_rows / rows + n_groups) * nbytes > budget:
         rows *= 2
     return rows
@@ -245,19 +260,22 @@ def _gathered(pieces: Iterable[Targets], size: int) -> Iterable[Targets]:
         yield joined(held)
 
 
-def combined(fold: StageFolder, tile: int, weights: Weights, member: int = 0) -> Gram | Triangle:
-    """The partials of one tile, added in the plan's order with the weights of the loss.
-
-    Those of one member, where they are a committee's.
-    """
+def combined(
+    fold: StageFolder, tile: int, weights: Weights, wanted: Wanted = anything
+) -> Gram | Triangle:
+    """The partials of one tile, or those of them that are wanted, added in the plan's order with
+    the weights of the loss."""
     model = open_model(fold.input("rows"), fold.settings["model"])
-    n_tiles = len(tiling_of(model, fold.settings).pairs())
+    tiling = tiling_of(model, fold.settings)
+    n_tiles = len(tiling.pairs())
     kind = FOLDS[fold.stage]
     receipts = fold.receipts()
-    n_own = fold.n_tasks // len(_members(fold.settings))
+    n_own = fold.n_tasks // fold.settings.get("subsample", {"members": 1})["members"]
     total: Any = None
-    for part in range(member * n_own + tile, (member + 1) * n_own, n_tiles):
+    for part in range(tile, fold.n_tasks, n_tiles):
         facts = receipts[part].facts
+        if not wanted(part // n_own, facts["group"]):
+            continue
         matrix = fold.read_part(part, ("matrix",))["matrix"]
         weight = weights(facts["kind"], facts["group"])
         if total is None:
@@ -266,7 +284,7 @@ def combined(fold: StageFolder, tile: int, weights: Weights, member: int = 0) ->
                 total.matrix *= np.sqrt(weight) if kind is Triangle else weight
         else:
             total.add(kind(matrix), weight)
-    found: Gram | Triangle = total
+    found: Gram | Triangle = kind.zeros(tiling.widths[0]) if total is None else total
     return found
 
 

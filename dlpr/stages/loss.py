@@ -10,7 +10,7 @@ from dlpr.core.folds import Gram, Triangle
 from dlpr.core.models import Model
 from dlpr.errors import InputError
 from dlpr.stages.features import open_descriptor
-from dlpr.stages.fold import Weights, combined
+from dlpr.stages.fold import Wanted, Weights, anything, combined
 from dlpr.stages.model import open_model
 from dlpr.stages.rows import open_rows
 from dlpr.stages.sources import lambda_of
@@ -27,10 +27,10 @@ def weights_of(loss: Json) -> Weights:
     return weight
 
 
-def chosen_fold(folder: StageFolder, model: Model, member: int = 0) -> Gram | Triangle:
-    """The weighted fold of a "factor" or "fit", or of a committee's member: the model's columns,
+def chosen_fold(folder: StageFolder, model: Model, wanted: Wanted = anything) -> Gram | Triangle:
+    """The weighted fold of a "factor" or "fit", or of what is wanted of it: the model's columns,
     and the target."""
-    fold = combined(folder.input("fold"), 0, weights_of(folder.settings["loss"]), member)
+    fold = combined(folder.input("fold"), 0, weights_of(folder.settings["loss"]), wanted)
     fold.shift_target(model.constants, isolated_energies(folder))
     columns, scale = np.append(model.columns, len(fold.matrix) - 1), np.append(model.scale, 1.0)
     return fold.select(columns, scale)

@@ -16,18 +16,21 @@ import zarr
 from numpy.typing import NDArray
 
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR
+from dlpr.core.quantiles import QuantileSketch
 from dlpr.core.rows import FloatArray
 from dlpr.errors import StoreError
 from dlpr.stages.agreement import ALL, agreements
 from dlpr.stages.committee import OF_VARIANCE, describe_committee
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
-from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, finish_structures
+from dlpr.stages.rigidity import COMMITTEE, PROJECTION, STRUCTURE_COMMITTEE, finish_structures
 from dlpr.stages.source_order import SPECIES, SourceOrder
 from dlpr.stages.summary import (
+    STRUCTURE_LEVELS,
     label_of,
     merged,
     quantiles,
+    structure_levels,
     summarize,
     summary_arrays,
     summary_rows,
@@ -55,6 +58,7 @@ from dlpr.store.folder import FORMAT_VERSION, StageFolder
 
 STORE = "rigidity.zarr"
 CHUNK_ROWS = 1 << 17
+LPR, STRUCTURE_LPR = "environment_lpr", "structure_lpr"
 
 
 def forces_of(name: str) -> str:
@@ -138,11 +142,15 @@ def _write_chunk(
         structures.group_names,
         structures.group[structures.structure_of(start, stop)].astype(np.int64),
         arrays[SPECIES],
-        arrays["environment_lpr"],
+        arrays[LPR],
         arrays["environment_prior_ratio"],
         arrays["environment_unseen"],
     )
-    files = folder.write_part(task, summary_arrays(summary))
+    edges = structures.structure_offset
+    edges = edges[(edges >= start) & (edges <= stop)]
+    inside = arrays[LPR][edges[0] - start : edges[-1] - start] if len(edges) else np.empty(0)
+    levels = structure_levels(inside, np.diff(edges))
+    files = folder.write_part(task, {**summary_arrays(summary), STRUCTURE_LPR: levels})
     rows = min(CHUNK_ROWS, order.n_environments)
     for name, values in arrays.items():
         path = target / name / chunk_name(chunk, values.ndim)
@@ -165,7 +173,8 @@ def _write_set(
     with filled_folder(target) as partial:
         group = create_group(partial, attributes)
         _name_environments(group, order)
-        _write_structures(group, partial, order)
+        levels = _structure_lpr(folder, target, chunks, order)
+        _write_structures(group, partial, order, levels)
         files = [path.relative_to(partial) for path in store_files(partial)]
     facts = {"summary": rows, "n_environments": order.n_environments}
     return checksums([target / file for file in files], folder.path), facts
@@ -201,7 +210,36 @@ def _name_environments(group: zarr.Group, order: SourceOrder) -> None:
         create_array(group, name, shape, dtype, dimensions, CHUNK_ROWS, about.get(name))
 
 
-def _write_structures(group: zarr.Group, path: Path, order: SourceOrder) -> None:
+def _structure_lpr(
+    folder: StageFolder, target: Path, tasks: list[int], order: SourceOrder
+) -> FloatArray:
+    """(n_structures, n_levels) what chunks say of the structures in them; of those that are cut
+    between chunks, `STRUCTURE_LEVELS` of a sketch."""
+    offset = order.structures.structure_offset
+    found = np.empty((order.structures.n_structures, len(STRUCTURE_LEVELS)))
+    cut = QuantileSketch()
+    chunks = zip(tasks, chunks_of(order.n_environments), strict=True)
+    for chunk, (task, (start, stop)) in enumerate(chunks):
+        levels = folder.read_part(task, (STRUCTURE_LPR,))[STRUCTURE_LPR]
+        first = int(np.searchsorted(offset, start))
+        found[first : first + len(levels)] = levels
+        ends = np.searchsorted(offset, [start, stop - 1], side="right") - 1
+        for structure in np.unique(ends).tolist():
+            begin, end = offset[structure : structure + 2].tolist()
+            if begin < start or end > stop:
+                path = target / LPR / chunk_name(chunk, 1)
+                lpr = _read_chunk(folder, task, path, order, LPR)
+                own = slice(max(begin - start, 0), min(end, stop) - start)
+                cut = QuantileSketch() if begin >= start else cut
+                cut.add(lpr[own])
+                if end <= stop:
+                    found[structure] = [cut.quantile(level) for level in STRUCTURE_LEVELS]
+    return found
+
+
+def _write_structures(
+    group: zarr.Group, path: Path, order: SourceOrder, levels: FloatArray
+) -> None:
     structures = order.structures
     source, files = structures.sources()
     columns: dict[str, tuple[NDArray[Any], Json]] = {
@@ -209,13 +247,15 @@ def _write_structures(group: zarr.Group, path: Path, order: SourceOrder) -> None
             name: (values, OF_VARIANCE if name == STRUCTURE_COMMITTEE else {})
             for name, values in finish_structures(order.rigidity).items()
         },
+        STRUCTURE_LPR: (levels, {"levels": list(STRUCTURE_LEVELS)}),
         "structure_energy_label": (structures.energy, {}),
         "structure_group": (structures.group, {"names": list(structures.group_names)}),
         "structure_source_file": (source, {"names": files}),
         "structure_source_frame": (structures.over_structures("source_frame"), {}),
     }
     for name, (values, attributes) in columns.items():
-        dimensions = ("structure", "projection")[: values.ndim]
+        further = "projection" if name == PROJECTION else "level"
+        dimensions = ("structure", further)[: values.ndim]
         array = create_array(
             group, name, values.shape, values.dtype, dimensions, CHUNK_ROWS, attributes
         )
@@ -238,7 +278,7 @@ def _add_committee(
         for chunk, (task, (start, stop)) in enumerate(zip(tasks, chunks, strict=True)):
             species, lpr, variance = (
                 _read_chunk(folder, task, target / name / chunk_name(chunk, 1), order, name)
-                for name in (SPECIES, "environment_lpr", COMMITTEE)
+                for name in (SPECIES, LPR, COMMITTEE)
             )
             group = structures.group[structures.structure_of(start, stop)].astype(np.int64)
             n = stop - start
@@ -263,27 +303,33 @@ def _read_chunk(
 
 
 def publish(folder: StageFolder, output: Path) -> Path:
-    """Let ``output/rigidity.zarr`` name the finished result, by one rename.
+    """Let ``output/rigidity.zarr`` name the finished result, by one rename."""
+    link = publish_store(folder, output, STORE)
+    keep_json(output / "summary.json", summary(folder))
+    return link
+
+
+def publish_store(folder: StageFolder, output: Path, name: str) -> Path:
+    """Let a name in ``output`` be that of a finished stage's store, by one rename.
 
     Raises
     ------
     StoreError
         If something else has that name.
     """
-    link = output / STORE
+    link = output / name
     if link.exists() and not link.is_symlink():
         raise StoreError(
             f"the result cannot be published: {link} is none of dlpr's. The result is kept; move "
             f"that away and run the same command again."
         )
-    target = (folder.path / STORE).relative_to(output)
+    target = (folder.path / name).relative_to(output)
     with explained(link):
         if not link.is_symlink() or link.readlink() != target:
             partial = partial_path(link)
             partial.symlink_to(target)
             partial.replace(link)
             fsync_directory(output)
-    keep_json(output / "summary.json", summary(folder))
     return link
 
 

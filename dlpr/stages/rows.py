@@ -7,7 +7,7 @@ weights enter later, so a change of any of them starts from here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,15 @@ def cut_runs(
     return found
 
 
-def weights_content(store: StructureStore, group: str, first: int, last: int) -> list[str]:
-    """Digest of the weights of a group's structures ``first..last``; nothing where none has one."""
-    if not store.is_weighted:
-        return []
-    here = slice(first, last + 1)
-    own = store.group[here] == store.group_names.index(group)
-    return [digest(store.weight[here][own].tolist())]
+def of_group(store: StructureStore, group: str, first: int, last: int) -> NDArray[np.int64]:
+    """Numbers of a group's structures among ``first..last``."""
+    own = store.group[first : last + 1] == store.group_names.index(group)
+    return first + np.flatnonzero(own)
+
+
+def weights_content(store: StructureStore, structures: NDArray[np.int64]) -> list[str]:
+    """Digest of the weights of some structures; nothing where none has one."""
+    return [digest(store.weight[structures].tolist())] if store.is_weighted else []
 
 
 class RowStore:
@@ -269,23 +271,24 @@ class RowStore:
     ) -> Iterator[Targets]:
         """The rows of a run with their labels; without labels only where no structure has one."""
         anything = not self.is_labelled
-        for found in self.read(run):
-            own = (found.weight > 0.0) & (anything | np.isfinite(found.energy))
+        for read in self.read(run):
+            own = (read.weight > 0.0) & (anything | np.isfinite(read.energy))
             if chosen is not None:
-                own &= chosen[found.structure]
-            piece = found if own.all() else found[own]
+                own &= chosen[read.structure]
+            piece = read if own.all() else read[own]
             if len(piece):
-                yield energies(piece.sums, piece.count, piece.energy, piece.weight, convention)
+                found = energies(piece.sums, piece.count, piece.energy, piece.weight, convention)
+                yield replace(found, structure=piece.structure)
 
-    def first(self, run: Run) -> int:
-        """Number of the structure with which a run's first task begins."""
-        return self._first(run.begin)
+    def members(self, run: Run) -> NDArray[np.int64]:
+        """Numbers of the structures of a run's group in its tasks."""
+        first, last = self._first(run.begin), self._last(run.stop - 1)
+        return of_group(self.structures, run.group, first, last)
 
     def contents(self, run: Run) -> list[object]:
         """All that decides what `read` gives for a run, as JSON."""
         content = self._content[run.begin : run.stop]
-        first, last = self._first(run.begin), self._last(run.stop - 1)
-        weights = weights_content(self.structures, run.group, first, last)
+        weights = weights_content(self.structures, self.members(run))
         return [run.start - run.begin, self.is_labelled, *content, *weights]
 
     def read(self, run: Run) -> Iterator[Sums]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlpr.core.committee import subsample
 from dlpr.core.models import Targets
+from dlpr.core.validation import k_folds, stratified_folds
 from dlpr.stages.derivatives import open_derivatives
 from dlpr.stages.rows import Run, open_rows
 from dlpr.stages.structures import open_structures
@@ -38,8 +41,8 @@ class RowSource(Protocol):
     def contents(self, run: Run) -> list[object]:
         """All that decides the rows of a run, as JSON."""
 
-    def first(self, run: Run) -> int:
-        """Number of the structure with which a run's first task begins."""
+    def members(self, run: Run) -> NDArray[np.int64]:
+        """Numbers of the structures of a run's group in its tasks."""
 
     def targets(
         self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None
@@ -97,15 +100,52 @@ def sources_of(
 
 
 def chosen_of(rows: StageFolder, spec: Json, member: int) -> NDArray[np.bool_]:
-    """Structures of the training set that a member of a committee is fitted to, (n_structures,).
+    """Structures of the training set that are in a member of a committee, or in a fold of a
+    cross-validation, (n_structures,).
 
     Parameters
     ----------
     rows : StageFolder
         "rows", planned or finished.
     spec : dict
-        ``fraction`` and ``seed``.
+        ``fraction`` and ``seed``; or as for `folds_of`.
     member : int
     """
-    n_structures = open_structures(rows.input("structures")).n_structures
+    structures = rows.input("structures")
+    if "by" in spec:
+        return np.equal(folds_of(structures, spec), member)
+    n_structures = open_structures(structures).n_structures
     return subsample(spec["seed"], member, spec["fraction"], n_structures)
+
+
+def folds_of(structures: StageFolder, spec: Json) -> NDArray[np.int64]:
+    """Fold of a cross-validation in which each structure is, (n_structures,).
+
+    Structures that are equal, but for their labels, share a fold, unless groups are left out.
+
+    Parameters
+    ----------
+    structures : StageFolder
+        Finished.
+    spec : dict
+        ``by``: "structure", "stratified" or "group", whose fold is its number; ``members``, how
+        many folds there are, and ``seed``.
+
+    Raises
+    ------
+    InputError
+        If a fold is empty.
+    """
+    by, n_folds, seed = spec["by"], spec["members"], spec["seed"]
+    return _folds_of(str(structures.path), structures.output_digest(), by, n_folds, seed)
+
+
+@lru_cache(maxsize=2)
+def _folds_of(path: str, digest: str, by: str, n_folds: int, seed: int) -> NDArray[np.int64]:
+    store = open_structures(StageFolder(Path(path), digest))
+    if by == "group":
+        return store.group.astype(np.int64)
+    keys = [row.tobytes() for row in store.over_structures("digest")]
+    if by == "structure":
+        return k_folds(keys, n_folds, seed)
+    return stratified_folds(keys, [store.group_names[k] for k in store.group], n_folds, seed)

@@ -16,6 +16,8 @@ from dlpr.core.rows import FloatArray
 from dlpr.store.files import Json
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+STRUCTURE_LEVELS = (0.0, 0.05, 0.5)
+"""What is kept of the environments of one structure."""
 
 
 @dataclass
@@ -124,3 +126,26 @@ def quantiles(sketch: QuantileSketch) -> list[float] | None:
     if sketch.n == sketch.n_inf:
         return None
     return [sketch.quantile(q) for q in QUANTILES]
+
+
+def structure_levels(lpr: FloatArray, count: NDArray[np.int64]) -> FloatArray:
+    """`STRUCTURE_LEVELS` of the finite LPR of each structure; NaN where none is finite.
+
+    Parameters
+    ----------
+    lpr : (n,) float64
+        Of whole structures, one after another.
+    count : (n_structures,) int64
+        Environments of each, at least 1.
+
+    Returns
+    -------
+    (n_structures, n_levels) float64
+    """
+    structure = np.repeat(np.arange(len(count)), count)
+    ordered = lpr[np.lexsort((lpr, structure))]
+    n_finite = np.bincount(structure[ordered < np.inf], minlength=len(count))
+    rank = np.maximum(np.ceil(np.outer(n_finite, STRUCTURE_LEVELS)).astype(np.int64), 1)
+    found: FloatArray = ordered[(np.cumsum(count) - count)[:, None] + rank - 1]
+    found[n_finite == 0] = np.nan
+    return found

@@ -30,6 +30,7 @@ STAGES = {
     "factor": "dlpr.stages.factor",
     "cholesky": "dlpr.stages.cholesky",
     "committee": "dlpr.stages.committee",
+    "cross_validation": "dlpr.stages.cross_validation",
     "forces": "dlpr.stages.forces",
     "rigidity": "dlpr.stages.rigidity",
     "whitened": "dlpr.stages.whitened",

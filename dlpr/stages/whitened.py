@@ -41,7 +41,7 @@ def plan(work: Path, factor: StageFolder, rows: StageFolder, numerics: Json) -> 
         {
             "settings": settings["numerics"],
             "factor": factor.output_digest(),
-            "first": source.first(one),
+            "first": int(source.members(one)[0]),
             "group": one.group,
             "rows": source.contents(one),
         }

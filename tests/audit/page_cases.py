@@ -15,16 +15,28 @@ from dlpr.audit.page import write_page
 from dlpr.audit.record import (
     AuditRecord,
     CheckRecord,
+    CrossValidationRecord,
     ErrorRecord,
     FlaggedEnvironment,
+    FoldRecord,
     GroupRecord,
     NextRecord,
+    OutlineRecord,
     PickRecord,
     Quantiles,
     SampleRecord,
     SeriesRecord,
     SetRecord,
+    SpreadRecord,
     WorkRecord,
+)
+from dlpr.audit.record_validation import (
+    EnergyVolumeRecord,
+    EnrichmentRecord,
+    RankRecord,
+    RigidityErrorRecord,
+    TrajectoryRecord,
+    ValidationRecord,
 )
 
 HOSTILE = (
@@ -35,7 +47,12 @@ INF = float("inf")
 
 
 def quantiles(middle: float) -> Quantiles:
-    return Quantiles(levels=LEVELS, values=[middle * 10.0**k for k in range(-4, 5)])
+    height = [0.05, 0.3, 1.0, 0.6, 0.05]
+    return Quantiles(
+        levels=LEVELS,
+        values=[middle * 10.0**k for k in range(-4, 5)],
+        outline=OutlineRecord(low=middle * 1e-3, high=middle * 1e3, height=height),
+    )
 
 
 NOTHING = Quantiles(levels=LEVELS, values=[])
@@ -62,7 +79,76 @@ def error(name: str | None) -> ErrorRecord:
         n=12,
         mae=3.25,
         rmse=INF,
+        bias=-0.5,
         percentiles=quantiles(2.0),
+    )
+
+
+def rank(name: str | None, rho: float | None, n: int = 100) -> RankRecord:
+    shares = [(0.01, 1), (0.05, 5)]
+    enrichments = [
+        EnrichmentRecord(share=share, n_worst=k, n_least=5, n_found=1, factor=n / (5 * k))
+        for share, k in shares
+    ]
+    return RankRecord(group=name, n=n, rank_correlation=rho, enrichments=enrichments)
+
+
+def validation(n_frames: int = 80) -> ValidationRecord:
+    """Of structures whose errors go with their rigidity."""
+    pr = np.logspace(-6, 2, 50).tolist()
+    error = [0.0, *(3.0 / np.sqrt(pr[1:])).tolist()]
+    lpr: list[float | None] = [1e-3, 0.0, None, *np.logspace(-1, -4, n_frames - 3).tolist()]
+    trajectory = TrajectoryRecord(
+        file=f"/data/{HOSTILE}/run.xyz",
+        n_frames=3 * n_frames,
+        frames_per_point=3,
+        frames=list(range(0, 3 * n_frames, 3)),
+        minimum=lpr,
+        low=[v and 3 * v for v in lpr],
+        median=[v and 10 * v for v in lpr],
+        error=[None, 0.0, *([2.0, 3.0] * n_frames)[: n_frames - 2]],
+    )
+    return ValidationRecord(
+        rigidity_error=RigidityErrorRecord(
+            unit="meV/atom",
+            groups=[rank(None, 0.7), rank(HOSTILE, None)],
+            rigidity=pr,
+            error=error,
+            bin_rigidity=[1e-5, 1e-2, 10.0],
+            bin_error=[900.0, 30.0, 1.0],
+        ),
+        trajectories=[trajectory],
+        n_trajectories=4,
+        energy_volume=EnergyVolumeRecord(
+            n=700,
+            is_labelled=True,
+            volume=np.linspace(10, 30, 50).tolist(),
+            energy=np.square(np.linspace(-1, 1, 50)).tolist(),
+            rigidity=[0.0, *pr[1:]],
+        ),
+    )
+
+
+def held_out() -> CrossValidationRecord:
+    """Two folds, the second without a label."""
+    spread = SpreadRecord(
+        quantity="energy per atom",
+        unit="meV/atom",
+        n_folds=2,
+        mae_mean=3.0,
+        mae_std=0.5,
+        rmse_mean=4.25,
+        rmse_std=0.75,
+    )
+    return CrossValidationRecord(
+        by="stratified",
+        seed=0,
+        folds=[
+            FoldRecord(name="0", n_structures=20, errors=[error(None)]),
+            FoldRecord(name="1", n_structures=20, errors=[]),
+        ],
+        errors=[error(None), error(HOSTILE)],
+        spread=[spread],
     )
 
 
@@ -146,6 +232,7 @@ def full_record(n_flagged: int = 30) -> AuditRecord:
             *(group(HOSTILE, 14, 0.2), group("bulk", 32, 0.4)),
         ],
         errors=[error(None), error(HOSTILE), error("bulk")],
+        validation=validation(),
     )
     silent = group(None, None, 1.0).model_copy(
         update={"lpr": NOTHING, "prior_ratio": NOTHING, "uncertainty": None}
@@ -184,6 +271,7 @@ def full_record(n_flagged: int = 30) -> AuditRecord:
         next=proposed,
         sample=sample(40),
         ratios=f"LPR over that of {HOSTILE}.",
+        cross_validation=held_out(),
         conventions={"versions": {"dlpr": "0.5.0"}, "inputs": {HOSTILE: HOSTILE}},
     )
 

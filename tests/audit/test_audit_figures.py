@@ -11,6 +11,7 @@ import pytest
 import zarr
 from audit_cases import Nights, alarms, crystals
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from dlpr.audit import errors, worst
 from dlpr.audit.figures import Distributions, Key
@@ -35,6 +36,12 @@ CHECKS: list[dict[str, Any]] = [
     {"of": "mae", "group": "hot", **WRONG},
     {"of": "rmse", "quantity": "forces", **WRONG},
     {"of": "mae", "quantity": "forces", "group": "cold", **WRONG},
+    {"of": "rank_correlation", "at_least": 2},
+    {"of": "enrichment", "at_least": 0},
+    {"of": "rmse", "quantity": "energy_per_cell", "at_least": 0},
+    {"of": "mae", "quantity": "energy_per_root", "group": "hot", "at_least": 0},
+    {"of": "error", "quantity": "force_magnitude", "quantile": 0.8, "group": "hot", "at_least": 0},
+    {"of": "error", "share_below": 10.0, "at_least": 0},
 ]
 
 
@@ -53,7 +60,7 @@ class Run:
     """An audit of mixed structures, and its result as arrays."""
 
     def __init__(self, nights: Nights, **changes: Any) -> None:
-        changes |= {"checks": CHECKS, "uncertainty": {"set": "md"}, "flag": {"count": 150}}
+        changes |= {"checks": CHECKS, "uncertainty": {"set": "md"}, "flag": {"count": 160}}
         self.spec = nights.spec(**changes)
         self.record: AuditRecord = nights.run(**changes)
         store = zarr.open_group(str(self.spec.folder / "work" / "rigidity.zarr"), mode="r")
@@ -170,6 +177,46 @@ def test_errors_of_energies(run: Run) -> None:
     assert run.check("mae.energy", "hot").found == pytest.approx(np.mean(np.abs(error[hot])))
 
 
+def test_errors_of_energies_of_cells(run: Run) -> None:
+    error = 1e3 * (run.arrays["structure_energy"] - run.arrays["structure_energy_label"])
+    n_atoms = np.diff(run.arrays["structure_offset"])
+    assert run.check("rmse.energy_per_cell").found == pytest.approx(np.sqrt(np.mean(error**2)))
+    own = np.abs(error / np.sqrt(n_atoms))[run.structure_group == "hot"]
+    check = run.check("mae.energy_per_root", "hot")
+    assert (check.found, check.unit) == (pytest.approx(own.mean()), "meV/√atom")
+    below = run.check("error.energy.below10").found
+    assert below == pytest.approx(np.mean(np.abs(error / n_atoms) < 10.0), abs=1 / len(error))
+    (of_all,) = (
+        e for e in run.record.sets[1].errors if (e.quantity, e.group) == ("energy per atom", None)
+    )
+    assert of_all.bias == pytest.approx(np.mean(error / n_atoms))
+
+
+def test_low_rigidity_beside_errors(run: Run) -> None:
+    """The environments behind are those of the largest errors."""
+    error = run.arrays["structure_energy"] - run.arrays["structure_energy_label"]
+    size = np.abs(error) / np.diff(run.arrays["structure_offset"])
+    check = run.check("rank_correlation")
+    expected = spearmanr(1 / run.arrays["structure_pr"], size).statistic
+    assert check.found == pytest.approx(expected)
+    assert run.structure[run.place(run.behind(check)[0])] == np.argmax(size)
+    found = np.argmax(size) == np.argmin(run.arrays["structure_pr"])
+    assert run.check("enrichment").found == pytest.approx(16.0 * found)
+
+
+def test_rigidities_of_structures_that_chunks_cut(run: Run) -> None:
+    """Structures of 8 and 32 environments in chunks of 30: some are whole, some are cut."""
+    offset, found = run.arrays["structure_offset"], run.arrays["structure_lpr"]
+    cut = {int(np.searchsorted(offset, edge, "right")) - 1 for edge in range(30, offset[-1], 30)}
+    assert 0 < len(cut) < len(offset) - 1
+    for structure in range(len(offset) - 1):
+        own = run.lpr[offset[structure] : offset[structure + 1]]
+        expected = [lowest(own, level) for level in (0.0, 0.05, 0.5)]
+        rtol = BIN if structure in cut else 0.0
+        np.testing.assert_allclose(found[structure], expected, rtol=rtol)
+        assert found[structure, 0] == own.min()
+
+
 def test_errors_of_forces(run: Run) -> None:
     frames = [*mixed(8, 2, "cold"), *mixed(8, 3, "hot")]
     label = np.concatenate([atoms.arrays["forces"] for atoms in frames])
@@ -178,6 +225,10 @@ def test_errors_of_forces(run: Run) -> None:
     assert check.found == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-5)  # decimals of a file
     found = [run.place(one) for one in run.behind(check)]
     assert found == np.argsort(-np.linalg.norm(error, axis=1))[:10].tolist()
+    force, size = (np.linalg.norm(one, axis=1) for one in (run.arrays["environment_forces"], label))
+    hot = 1e3 * np.abs(force - size)[run.own("hot")]
+    found_at = run.check("error.force_magnitude.q0.8", "hot").found
+    assert found_at == pytest.approx(lowest(hot, 0.8), rel=2 * BIN)
     cold = np.abs(error[run.own("cold")])
     assert run.check("mae.forces", "cold").found == pytest.approx(np.mean(cold), rel=1e-5)
 
@@ -185,7 +236,7 @@ def test_errors_of_forces(run: Run) -> None:
 def test_the_worst_of_every_set_are_shown(run: Run) -> None:
     shown = {run.place(one) for one in run.record.flagged}
     assert set(np.argsort(run.lpr)[:50].tolist()) <= shown
-    assert len(run.record.flagged) == len(shown) == 150
+    assert len(run.record.flagged) == len(shown) == 160
     for one in run.record.flagged:
         place = run.place(one)
         assert one.lpr == run.lpr[place]
@@ -304,3 +355,11 @@ def test_an_unseen_species_is_found_where_it_is(nights: Nights) -> None:
     assert found[SI].found >= 4  # its neighbours
     history = History(nights.spec().folder)
     assert history.audits()[0].record == record
+
+
+def test_without_a_regularizer_there_is_no_prior_to_compare_with(nights: Nights) -> None:
+    record = nights.run(model={"linear": {"regularizer": 0.0}}, solver="auto")
+    assert History(nights.spec().folder).newest() is not None
+    assert record.flagged
+    assert {one.prior_ratio for one in record.flagged} == {None}
+    assert record.sets[-1].groups[0].prior_ratio.values == []

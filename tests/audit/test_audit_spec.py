@@ -13,6 +13,7 @@ from dlpr.errors import JobError
 
 POOL = {"files": "hot.xyz"}
 LPR = {"of": "lpr", "set": "md", "quantile": 0.05, "at_least": 10}
+FOLDS = {"cross_validation": {"folds": 3}}
 
 
 @pytest.fixture
@@ -44,8 +45,13 @@ def test_a_pool_has_picks_where_there_can_be_some(nights: Nights, other: dict[st
 
 def test_what_is_resolved_means_the_same(nights: Nights) -> None:
     checks = [LPR, {"of": "drift", "at_most": 0.2}, {**LPR, "at_least": {"times": 0.8}}]
-    wanted = {"pool": POOL, "next": {"targets": {"sets": ["md"], "of": "structures"}}}
-    spec = nights.spec(checks=checks, baseline={"last": 3}, uncertainty={"set": "md"}, **wanted)
+    more = {
+        "uncertainty": {"set": "md"},
+        "validation": {"plots": {"md": ["energy_volume"]}},
+        "pool": POOL,
+        "next": {"targets": {"sets": ["md"], "of": "structures"}},
+    }
+    spec = nights.spec(checks=checks, baseline={"last": 3}, **more)
     again = AuditSpec.from_dict(spec.resolved(), nights.path)
     assert again == spec
     assert again.job() == spec.job()
@@ -73,6 +79,31 @@ def test_what_is_resolved_means_the_same(nights: Nights) -> None:
             {"checks": [{"of": "rmse", "quantity": "forces", "at_most": 2}]},
             ["test_forces: true"],
         ),
+        ({"checks": [{**LPR, "of": "error", "quantity": "energi"}]}, ["checks.0.quantity"]),
+        ({"checks": [{**LPR, "quantity": "energy_per_cell"}]}, ["belongs to rmse, mae, error"]),
+        (
+            {"checks": [{**LPR, "of": "error", "quantity": "force_magnitude"}]},
+            ["checks.0.quantity", "test_forces: true"],
+        ),
+        ({"checks": [{"of": "enrichment", "species": "Si", "at_least": 2}]}, ["species belongs"]),
+        ({"validation": {"plots": {"film": []}}}, ["validation.plots.film", "known here: md"]),
+        (
+            {"validation": {"plots": {"md": ["trajektory"]}}},
+            ["validation.plots.md.0: found 'trajektory'", "energy_volume"],
+        ),
+        (
+            {"checks": [{"of": "cv_rmse", "at_most": 2}]},
+            ["checks.0.of", "cross_validation: {folds"],
+        ),
+        (
+            {"checks": [{"of": "cv_mae", "quantity": "forces", "at_most": 2}], **FOLDS},
+            ["checks.0.quantity", "what the loss has, energy, and no forces"],
+        ),
+        (
+            {"checks": [{"of": "cv_mae", "set": "md", "at_most": 2}], **FOLDS},
+            ["no set 'md' with cv_mae; known here: train"],
+        ),
+        ({"cross_validation": {"fold": 3}}, ["cross_validation.fold", "did you mean `folds`?"]),
         ({"uncertainty": {"set": "film"}}, ["no test set 'film'", "known here: md"]),
         ({"baseline": {"las": 2}}, ["baseline.las", "`last`"]),
         ({"busy": "waits"}, ["busy: found 'waits'; needs wait or refuse"]),

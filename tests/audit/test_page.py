@@ -109,6 +109,15 @@ def test_numbers_of_drawings_are_finite(page: Parsed) -> None:
     assert all(float(r) > 0 for r in page.values("r"))
 
 
+def test_held_out_errors_are_told_and_drawn(tmp_path: Path) -> None:
+    page = write_page(full_record(), tmp_path).read_text()
+    assert "into 2 folds, over which each group is spread evenly" in page
+    assert "4.25 ± 0.75" in page
+    start = page.index('id="cross_validation"')
+    drawn = page[start : page.index("</svg>", start)]
+    assert [label in drawn for label in ("all", "fold 0", "fold 1")] == [True, True, False]
+
+
 def test_a_page_of_nothing(tmp_path: Path) -> None:
     page = parsed(empty_record(), tmp_path)
     assert "Nothing was judged" in page.text

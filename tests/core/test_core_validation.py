@@ -10,6 +10,7 @@ from dlpr.core.validation import (
     force_errors,
     k_folds,
     robust_scores,
+    stratified_folds,
     without_own_label,
 )
 from dlpr.errors import InputError, JobError
@@ -101,9 +102,38 @@ def test_folds_are_even_in_every_group_and_of_another_seed_others() -> None:
     assert np.abs(both - 120).max() < 4 * np.sqrt(120)
 
 
+@given(st.integers(2, 9), st.integers(0, 2**70), st.data())
+def test_dealt_folds_are_even_in_every_group_whatever_comes_behind(
+    n_folds: int, seed: int, data: st.DataObject
+) -> None:
+    keys = digests(90)
+    groups = data.draw(st.lists(st.sampled_from("abc"), min_size=90, max_size=90))
+    n = data.draw(st.integers(45, 90))
+    folds = stratified_folds(keys, groups, n_folds, seed)
+    np.testing.assert_array_equal(stratified_folds(keys[:n], groups[:n], n_folds, seed), folds[:n])
+    for group in set(groups):
+        counts = np.bincount(folds[np.array(groups) == group], minlength=n_folds)
+        assert counts.max() - counts.min() <= 1
+    twice = stratified_folds([*keys, keys[3]], [*groups, groups[3]], n_folds, seed)
+    assert twice[-1] == folds[3]
+
+
+def test_dealt_folds_follow_seed_and_group_and_leave_one_out() -> None:
+    keys = digests(60)
+    one, other = (stratified_folds(keys, ["a"] * 60, 5, seed) for seed in (0, 1))
+    assert (one != other).any()
+    assert (one != stratified_folds(keys, ["b"] * 60, 5, 0)).any()
+    assert len({tuple(hand) for hand in one.reshape(-1, 5).tolist()}) > 1
+    assert sorted(stratified_folds(keys, ["a"] * 60, 60, 0)) == list(range(60))
+
+
 def test_refusals() -> None:
     with pytest.raises(JobError, match=r"1 folds .* at least 2"):
         k_folds(digests(9), 1, 0)
+    with pytest.raises(JobError, match=r"1 folds .* at least 2"):
+        stratified_folds(digests(9), ["a"] * 9, 1, 0)
+    with pytest.raises(InputError, match=r"fold \d of 4 is empty: 3 different"):
+        stratified_folds(digests(3), ["a"] * 3, 4, 0)
     with pytest.raises(InputError, match=r"fold \d of 4 is empty: 3 different"):
         k_folds([b"bulk", b"surface", b"liquid", b"bulk"], 4, 0)
 

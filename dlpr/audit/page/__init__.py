@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from dlpr.audit.flagged import CHEMISCOPE, FLAGGED
 from dlpr.audit.history import PAGE
-from dlpr.audit.page import environments, history, map, next, sets
+from dlpr.audit.page import cross_validation, environments, history, map, next, sets, validation
 from dlpr.audit.page.diagrams import HEIGHT, LEFT, WIDTH, number
 from dlpr.audit.page.section import ORDER, Section, symbol
 from dlpr.audit.record import AuditRecord, CheckRecord
@@ -92,6 +92,8 @@ def sections(record: AuditRecord, folder: Path) -> list[Section]:
     return [
         Section("checks", "Checks", {"open": open_checks(record), "holding": holding}),
         sets.section(record),
+        *validation.section(record),
+        *cross_validation.section(record),
         environments.section(folder),
         *map.section(record),
         *next.section(record),

@@ -11,15 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from dlpr.audit.record import Quantiles
+from dlpr.audit.record import OutlineRecord, Quantiles
 
 WIDTH = 340.0
 """Of every diagram, in units of which a phone shows one in a pixel."""
 MARGIN = 10.0
-SPREADS = (0.01, 0.99), (0.05, 0.95), (0.25, 0.75)
-"""Levels between which a distribution is drawn, the thinnest bar first."""
+VIOLIN_HEIGHT = 10.0
+"""Of the half of a violin, where it is widest."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_TICKS = 6
+_MOST_DOTS = 60
+"""Of a curve: of more, the line alone is drawn."""
 _LARGEST = 1e100
 """Numbers beyond it are drawn at the end of an axis, as infinite ones are."""
 _THINNEST = 6.0
@@ -108,12 +110,14 @@ def axis_of(
 
 @dataclass(frozen=True)
 class Strip:
-    """A distribution as a bar: from the thinnest to the thickest, the median, bounds of checks."""
+    """A distribution as a violin, the middle half as a bar in it, the median, bounds of checks."""
 
     label: str
     note: str
-    bars: list[tuple[float, float]]
-    """Start and width of each of `SPREADS`."""
+    violin: str
+    """Points of its outline around its line, as SVG has them; none where values do not spread."""
+    bar: tuple[float, float] | None
+    """Start and width."""
     median: float | None
     median_text: str
     bounds: list[float]
@@ -134,6 +138,17 @@ class Strips:
         return any(strip.bounds for strip in self.strips)
 
 
+def strips_axis(quantiles: Iterable[Quantiles], fixed: Iterable[float] = ()) -> Axis:
+    """A logarithmic axis for all that violins show of distributions, and for some numbers."""
+    shown = [
+        value
+        for one in quantiles
+        for level, value in zip(one.levels, one.values, strict=False)
+        if 0.01 <= level <= 0.99
+    ]
+    return axis_of([*shown, *fixed], True, MARGIN, WIDTH - MARGIN)
+
+
 def strips(
     title: str,
     caption: str,
@@ -148,15 +163,37 @@ def _strip(
     axis: Axis, label: str, note: str, quantiles: Quantiles, bounds: Sequence[float]
 ) -> Strip:
     at = dict(zip(quantiles.levels, map(axis.place, quantiles.values), strict=False))
-    bars = []
-    for low, high in SPREADS:
-        if low in at and high in at:
-            width = max(at[high] - at[low], _THINNEST)
-            bars.append((round(0.5 * (at[low] + at[high] - width), 1), round(width, 1)))
+    bar = None
+    if 0.25 in at and 0.75 in at:
+        width = max(at[0.75] - at[0.25], _THINNEST)
+        bar = round(0.5 * (at[0.25] + at[0.75] - width), 1), round(width, 1)
     value = dict(zip(quantiles.levels, quantiles.values, strict=False)).get(0.5)
     return Strip(
-        label, note, bars, at.get(0.5), number(value), [axis.place(bound) for bound in bounds]
+        label,
+        note,
+        _violin(axis, quantiles.outline),
+        bar,
+        at.get(0.5),
+        number(value),
+        [axis.place(bound) for bound in bounds],
     )
+
+
+def _violin(axis: Axis, outline: OutlineRecord | None) -> str:
+    if outline is None:
+        return ""
+    steps = len(outline.height) - 1
+    ratio = outline.high / outline.low
+    side = [
+        (axis.place(outline.low * ratio ** (k / steps)), round(VIOLIN_HEIGHT * height, 1))
+        for k, height in enumerate(outline.height)
+    ]
+    return points([*side, *((x, -y) for x, y in reversed(side))])
+
+
+def points(places: Iterable[tuple[float, float]]) -> str:
+    """Places as SVG has them."""
+    return " ".join(f"{x:g},{y:g}" for x, y in places)
 
 
 @dataclass(frozen=True)
@@ -167,6 +204,11 @@ class Curve:
     lines: list[str]
     """Points of each unbroken piece, as SVG has them."""
     points: list[tuple[float, float]]
+
+    @property
+    def has_dots(self) -> bool:
+        """Whether every point is seen."""
+        return len(self.points) <= _MOST_DOTS
 
 
 @dataclass(frozen=True)
@@ -212,7 +254,7 @@ def _curve(axis: Axis, name: str, values: Sequence[float | None], steps: Sequenc
         for step, value in zip(steps, values, strict=False)
     ]
     pieces = [
-        " ".join(f"{place[0]:g},{place[1]:g}" for place in piece if place)
+        points(place for place in piece if place)
         for is_there, piece in groupby(places, key=bool)
         if is_there
     ]

@@ -18,7 +18,7 @@ def section(folder: Path) -> Section:
     """The first flagged environments, in the record's order, in one scale of colours."""
     path = folder / FLAGGED
     frames = list(islice(ase.io.iread(path), MOST_PICTURES)) if path.exists() else []
-    colors = colors_of(frames)
+    colors = colors_of(atoms.arrays["lpr"] for atoms in frames)
     shown = {
         "pictures": [sticks(atoms, colors) for atoms in frames],
         "size": SIZE,

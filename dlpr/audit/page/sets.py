@@ -1,20 +1,13 @@
-"""What an audit's page shows of the sets: tables, distributions and errors."""
+"""What an audit's page shows of the sets: tables and distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlpr.audit.page.diagrams import MARGIN, WIDTH, Axis, Strips, axis_of, strips
+from dlpr.audit.page.diagrams import Strips, strips, strips_axis
 from dlpr.audit.page.section import Section, symbol
-from dlpr.audit.record import (
-    AuditRecord,
-    CheckRecord,
-    ErrorRecord,
-    GroupRecord,
-    Quantiles,
-    SetRecord,
-)
+from dlpr.audit.record import AuditRecord, CheckRecord, GroupRecord, SetRecord
 
 MOST_ROWS = 30
 """Groups of a set that are drawn: of more, those that are known least."""
@@ -24,19 +17,16 @@ _TITLES = {
 }
 _OF_SETS = {
     "lpr": "How firmly the training data fix the environments of each set (how many, at the "
-    "right). The farther left a bar reaches, the less is known there: label structures like those.",
-    "prior_ratio": "How many times more the data say than nothing at all. Where bars come near 1, "
-    "do not rely on the model before such structures are labelled.",
+    "right). The farther left a violin reaches, the less is known there: label structures like "
+    "those.",
+    "prior_ratio": "How many times more the data say than nothing at all. Where violins come near "
+    "1, do not rely on the model before such structures are labelled.",
 }
 _OF_GROUPS = {
     "lpr": "The same by group and species, the least known first: label structures of the topmost.",
     "prior_ratio": "How far the data go beyond knowing nothing, which is 1: a group that comes "
     "near it needs labels most.",
 }
-_ERRORS = (
-    "How far the model is from the labels. What lies to the right of the others needs more "
-    "training data, or has wrong labels."
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,6 @@ class SetView:
     """Of the table: all, each group and each species, where there are several."""
     details: list[GroupRecord]
     """Of each group and species."""
-    errors: list[ErrorRecord]
     diagrams: list[Strips]
     n_left_out: int
     """Groups and species that are not drawn."""
@@ -61,10 +50,9 @@ def section(record: AuditRecord) -> Section:
 
 
 def _compared(record: AuditRecord) -> list[Strips]:
-    """All sets beside one another: rigidities, and errors where there are labels."""
+    """All sets beside one another."""
     rows = [(one.name, one.name, one.groups[0]) for one in record.sets if one.groups]
-    errors = [(one.name, e) for one in record.sets for e in one.errors if e.group is None]
-    return [*_distributions(record, rows, _OF_SETS), *_errors(record, errors)]
+    return _distributions(record, rows, _OF_SETS)
 
 
 def _view(record: AuditRecord, one: SetRecord) -> SetView:
@@ -78,14 +66,11 @@ def _view(record: AuditRecord, one: SetRecord) -> SetView:
     ]
     shown = sorted(parts, key=_lowest)[:MOST_ROWS]
     rows = [(g.group or f"species {symbol(g.species)}", one.name, g) for g in shown]
-    of_groups = [e for e in one.errors if e.group is not None and has_groups]
-    errors = [(e.group or "", e) for e in of_groups[: MOST_ROWS * len(one.errors)]]
     return SetView(
         one,
         [*one.groups[:1], *parts],
         [g for g in one.groups if None not in (g.group, g.species)] if has_species else [],
-        [e for e in one.errors if e.group is None or has_groups],
-        [*_distributions(record, rows, _OF_GROUPS), *_errors(record, errors)],
+        _distributions(record, rows, _OF_GROUPS),
         len(parts) - len(shown),
     )
 
@@ -103,7 +88,7 @@ def _distributions(
     groups = [group for one in record.sets for group in one.groups]
     for measure, caption in captions.items():
         fixed = _bounds(record.checks, "lpr") if measure == "lpr" else [1.0]
-        axis = _axis([*_ends(getattr(group, measure) for group in groups), *fixed])
+        axis = strips_axis((getattr(group, measure) for group in groups), fixed)
         shown = [
             (
                 label,
@@ -117,35 +102,6 @@ def _distributions(
         if shown:
             found.append(strips(_TITLES[measure], caption, axis, shown))
     return found
-
-
-def _errors(record: AuditRecord, rows: Sequence[tuple[str, ErrorRecord]]) -> list[Strips]:
-    """Of the first quantity of each kind, energies and forces, on one axis for the whole page."""
-    every = [error for one in record.sets for error in one.errors]
-    first = {error.quantity.split()[0]: error for error in reversed(every)}
-    found = []
-    for kind in sorted(first):
-        quantity, unit = first[kind].quantity, first[kind].unit
-        axis = _axis(_ends(e.percentiles for e in every if e.quantity == quantity))
-        own = [(label, e) for label, e in rows if e.quantity == quantity and e.percentiles.values]
-        shown = [(label, f"{e.n:,}", e.percentiles, ()) for label, e in own]
-        if shown:
-            found.append(strips(f"absolute error, {quantity} ({unit})", _ERRORS, axis, shown))
-    return found
-
-
-def _ends(quantiles: Iterable[Quantiles]) -> list[float]:
-    """Between what bars are drawn."""
-    return [
-        value
-        for one in quantiles
-        for level, value in zip(one.levels, one.values, strict=False)
-        if 0.01 <= level <= 0.99
-    ]
-
-
-def _axis(values: Sequence[float]) -> Axis:
-    return axis_of(values, True, MARGIN, WIDTH - MARGIN)
 
 
 def _bounds(

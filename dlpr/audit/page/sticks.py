@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from dlpr.audit.flagged import centre_of
@@ -78,13 +79,17 @@ class Colors:
 
     def of(self, lpr: float) -> str:
         """The colour of a rigidity."""
-        if not lpr > 0:
-            return CIVIDIS[0]
-        span = math.log(self.high / self.low) or 1.0
-        part = min(max(math.log(lpr / self.low) / span, 0.0), 1.0) if lpr < math.inf else 1.0
-        place = part * (len(CIVIDIS) - 1)
+        place = self.part(lpr) * (len(CIVIDIS) - 1)
         below = min(int(place), len(CIVIDIS) - 2)
         return _mixed(CIVIDIS[below], CIVIDIS[below + 1], place - below)
+
+    def part(self, rigidity: float) -> float:
+        """Where a rigidity is on the scale, 0 to 1."""
+        if not rigidity > 0:
+            return 0.0
+        span = math.log(self.high / self.low) or 1.0
+        part = math.log(rigidity / self.low) / span if rigidity < math.inf else 1.0
+        return min(max(part, 0.0), 1.0)
 
 
 def _mixed(first: str, second: str, part: float) -> str:
@@ -95,13 +100,13 @@ def _mixed(first: str, second: str, part: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in channels)
 
 
-def colors_of(frames: list[Any]) -> Colors:
-    """One scale for all pictures."""
-    lpr = np.concatenate([[], *(atoms.arrays["lpr"] for atoms in frames)])
-    lpr = lpr[(lpr > 0) & (lpr < np.inf)]
-    if not len(lpr):
+def colors_of(rigidities: Iterable[ArrayLike]) -> Colors:
+    """One scale for the rigidities of all pictures."""
+    found = np.concatenate([[], *map(np.asarray, rigidities)])
+    found = found[(found > 0) & (found < np.inf)]
+    if not len(found):
         return Colors(1.0, 1.0)
-    return Colors(float(lpr.min()), float(lpr.max()))
+    return Colors(float(found.min()), float(found.max()))
 
 
 def sticks(atoms: Any, colors: Colors) -> Sticks:
