@@ -13,9 +13,11 @@ from dlpr.audit.changes import changes_for, lost_environments, setting_changes
 from dlpr.audit.cross_validation import worst_structures
 from dlpr.audit.culprits import Flagged, culprits, least_rigid
 from dlpr.audit.history import PastAudit
+from dlpr.audit.near import WITHIN, Descriptors, near_repeats
+from dlpr.audit.outliers import BEYOND, outliers
 from dlpr.audit.record import CheckRecord, Verdict
 from dlpr.audit.repeats import repeats
-from dlpr.audit.spec import EVERY, HELD_OUT, OF_DATA, REPEATS, Check, LastOnes, Relative
+from dlpr.audit.spec import EVERY, HELD_OUT, NEAR, OF_DATA, REPEATS, Check, LastOnes, Relative
 from dlpr.audit.tonight import Target, Tonight, View
 from dlpr.audit.words import MEANING, expected, measure_of, name_of, unit_of
 from dlpr.core.drift import drift
@@ -99,8 +101,10 @@ class Judge:
         """What "*" stands for: candidates of a pool are there to be of low rigidity."""
         if check.of in HELD_OUT:
             return ["train"]
-        if check.of == "leakage":
+        if check.of in ("leakage", "near_leakage"):
             return [name for name, one in self._spec.test.items() if isinstance(one, SetSpec)]
+        if check.of == "outliers":
+            return [name for name in self._spec.test if self._view.sets[name].errors]
         return list(self._tonight.structures) if check.of in OF_DATA else list(self._spec.test)
 
     def _species(self, check: Check, name: str, group: str | None) -> list[int | None]:
@@ -112,6 +116,8 @@ class Judge:
         check = target.check
         if check.of in REPEATS:
             return self._repeats(target)
+        if check.of == "outliers":
+            return self._outliers(target)
         if not check.needs_baseline:
             value = self._view.figure(target)
             text = "There is nothing to measure." if value is None else self._worst_of(target)
@@ -198,10 +204,39 @@ class Judge:
         return self._views[audit.name]
 
     def _repeats(self, target: Target) -> Finding:
-        own, train = (self._tonight.structures[name] for name in (target.set, "train"))
-        found = repeats(own, train if target.check.of == "leakage" else None)
-        text = f"Here: {found.text}." if found.n else ""
-        return Finding(float(found.n), text=text, structures=found.structures)
+        check, names = target.check, [target.set]
+        if check.of in ("leakage", "near_leakage"):
+            names.append("train")
+        stores = [self._tonight.structures[name] for name in names]
+        if check.of not in NEAR:
+            found = repeats(*stores)
+            return _named(found.structures, found.text)
+        results, rows = self._tonight.results, self._tonight.rows
+        points = [
+            Descriptors.of(store, results.get(name), rows)
+            for name, store in zip(names, stores, strict=True)
+        ]
+        found = near_repeats(*points, within=check.within or WITHIN)
+        return _named(found.structures, found.text)
+
+    def _outliers(self, target: Target) -> Finding:
+        name, check = target.set, target.check
+        if not self._view.sets[name].errors:
+            return Finding(None, text="There is nothing to measure.")
+        found = outliers(
+            self._tonight.results[name],
+            self._tonight.structures[name],
+            is_fitted=self._spec.test.get(name) == "train",
+            beyond=check.beyond or BEYOND,
+            of_group=target.group,
+        )
+        return _named(found.structures, found.text)
+
+
+def _named(structures: NDArray[np.int64], text: str) -> Finding:
+    """So many structures, and which."""
+    n = len(structures)
+    return Finding(float(n), text=f"Here: {text}." if n else "", structures=structures)
 
 
 def _judged(target: Target, found: Finding) -> CheckRecord:

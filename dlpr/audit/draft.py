@@ -222,6 +222,9 @@ checks:
 {checks}  - {{of: unseen, at_most: 0}}
   - {{of: duplicates, at_most: 0, on_failure: warn}}
   - {{of: leakage, at_most: 0, on_failure: warn}}
+  - {{of: near_duplicates, at_most: 0, on_failure: warn}}
+  - {{of: near_leakage, at_most: 0, on_failure: warn}}
+  - {{of: outliers, at_most: 0, on_failure: warn}}
   - {{of: lost, at_most: 0, on_failure: warn}}
   - {{of: settings, at_most: 0, on_failure: warn}}
 """

@@ -38,26 +38,29 @@ def write_flagged(record: AuditRecord, result: Result, folder: Path) -> list[Pat
     A frame is the whole structure if it has up to 500 atoms, else what is within two cutoffs of the
     environment. Columns ``lpr``, ``prior_ratio``, ``source_atom`` and ``is_flagged``, 1 for the
     flagged atom; the comment has ``set``, ``group``, ``source_file``, ``source_frame``,
-    ``flagged_atom`` (in that frame), ``cutoff`` in Å, and ``uncertainty`` in meV and ``flags``
-    where there are any. One structure is held at a time, but for those that chemiscope shows.
+    ``flagged_atom`` (in that frame), ``cutoff`` in Å, and ``uncertainty`` in meV, ``lpr_ratio`` to
+    the baseline's and ``flags`` where there are any. One structure is held at a time, but for those
+    that chemiscope shows.
     """
     if not record.flagged:
         return []
     shown: list[Any] = []
     n_atoms = 0
     with opened(folder / FLAGGED) as file:
-        for atoms in _frames(record.flagged, result):
+        for atoms in frames_of(record.flagged, result):
             for text in extxyz(atoms):
                 file.write(text.encode())
             n_atoms += len(atoms)
             if n_atoms <= CHEMISCOPE_ATOMS:
                 shown.append(atoms)
     if shown:
-        _write_chemiscope(folder / CHEMISCOPE, record, shown)
+        own = record.flagged[: len(shown)]
+        write_environments(folder / CHEMISCOPE, record.title, own, shown)
     return [folder / name for name in (FLAGGED, CHEMISCOPE)[: 2 if shown else 1]]
 
 
-def _frames(flagged: Sequence[FlaggedEnvironment], result: Result) -> Iterator[Any]:
+def frames_of(flagged: Sequence[FlaggedEnvironment], result: Result) -> Iterator[Any]:
+    """A frame for each environment, with its rigidities and where it is from."""
     sets: dict[str, SetStructures] = {}
     for one in flagged:
         if one.set not in sets:
@@ -73,6 +76,8 @@ def _frames(flagged: Sequence[FlaggedEnvironment], result: Result) -> Iterator[A
         }
         if one.uncertainty is not None:
             atoms.info["uncertainty"] = one.uncertainty
+        if one.lpr_ratio is not None:
+            atoms.info["lpr_ratio"] = one.lpr_ratio
         if one.flags:
             atoms.info["flags"] = ",".join(one.flags)
         yield atoms
@@ -83,19 +88,41 @@ def centre_of(atoms: Any) -> int:
     return int(np.argmax(atoms.arrays["is_flagged"]))
 
 
-def _write_chemiscope(path: Path, record: AuditRecord, frames: list[Any]) -> None:
-    own = record.flagged[: len(frames)]
-    lpr, ratio, sigma = (
-        np.array([getattr(one, name) for one in own], np.float64)
-        for name in ("lpr", "prior_ratio", "uncertainty")
+def write_environments(
+    path: Path,
+    title: str,
+    environments: Sequence[FlaggedEnvironment],
+    frames: list[Any],
+    more: Values | None = None,
+) -> None:
+    """Write environments for chemiscope.
+
+    Parameters
+    ----------
+    path : Path
+    title : str
+    environments : sequence of FlaggedEnvironment
+    frames : list of Atoms
+        Of `frames_of`.
+    more : dict, optional
+        Further properties, which come first.
+    """
+    lpr, ratio, sigma, change = (
+        np.array([getattr(one, name) for one in environments], np.float64)
+        for name in ("lpr", "prior_ratio", "uncertainty", "lpr_ratio")
     )
     what = "LPR over that of the regularizer alone, 1 where the data say nothing"
-    values: Values = lpr_values(lpr)
+    values: Values = {**(more or {}), **lpr_values(lpr)}
     if np.isfinite(ratio).any():
         values["prior ratio"] = ("atom", ratio, what)
     if np.isfinite(sigma).any():
         values["uncertainty"] = ("atom", sigma, "calibrated, meV/atom")
-    words = {name: [getattr(one, name) for one in own] for name in ("set", "group", "file")}
+    if np.isfinite(change).any():
+        what = "decimal logarithm of the LPR over that of the baseline"
+        values["log10 lpr ratio"] = ("atom", np.log10(change), what)
+    words = {
+        name: [getattr(one, name) for one in environments] for name in ("set", "group", "file")
+    }
     shown = [(k, centre_of(atoms), atoms.info["cutoff"]) for k, atoms in enumerate(frames)]
     with opened(path) as file:
-        write_chemiscope(file, record.title, frames, shown, values, words)
+        write_chemiscope(file, title, frames, shown, values, words)

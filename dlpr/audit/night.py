@@ -11,6 +11,7 @@ import yaml
 from dlpr.api import finished, pipeline
 from dlpr.audit.checks import Baselines, Judge
 from dlpr.audit.history import DISTRIBUTIONS, RECORD, SPEC, History
+from dlpr.audit.ratios import with_ratios
 from dlpr.audit.record import AuditRecord, Verdict, WorkRecord
 from dlpr.audit.series import series_of
 from dlpr.audit.spec import AuditSpec
@@ -101,6 +102,7 @@ def _made(
     from dlpr.audit.flagged import write_flagged
     from dlpr.audit.next import next_record, write_next
     from dlpr.audit.page import write_page
+    from dlpr.audit.sample import sampled, write_sample
 
     found = next_record(spec, steps)
     result = finished(steps)
@@ -109,6 +111,12 @@ def _made(
     judge = Judge(tonight, baselines)
     checks = judge.records()
     judge.flag_worst()
+    flagged = judge.flagged.environments
+    sample = sampled(steps, tonight) if spec.sample.count else None
+    shown = [*flagged, *(sample.environments if sample else [])]
+    known, ratios = with_ratios(shown, tonight, before)
+    if sample is not None:
+        sample = sample.model_copy(update={"environments": known[len(flagged) :]})
     record = AuditRecord(
         name=name,
         title=spec.title,
@@ -119,10 +127,12 @@ def _made(
         held_against=sorted({one.name for audits in baselines.values() for one in audits}),
         checks=checks,
         sets=list(tonight.view.sets.values()),
-        flagged=judge.flagged.environments,
+        flagged=known[: len(flagged)],
         series=series_of(name, tonight, checks, history.newest()),
         work=work.records(),
         next=found,
+        sample=sample,
+        ratios=ratios,
         cross_validation=tonight.view.cross_validation,
         conventions=tonight.conventions,
     )
@@ -134,6 +144,8 @@ def _made(
         )
         write_flagged(record, result, folder)
         write_next(record, result, folder)
+        if sample is not None:
+            write_sample(sample, spec.title, result, folder)
         write_page(record, folder)
     return record
 

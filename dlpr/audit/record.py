@@ -125,6 +125,9 @@ class FlaggedEnvironment(_Part):
     prior_ratio: float | None = Field(description="None: without a regularizer it has no bound")
     uncertainty: float | None = Field(default=None, description="calibrated, meV/atom")
     flags: list[str] = Field(default=[], description="such as 'central_species'")
+    lpr_ratio: float | None = Field(
+        default=None, description="LPR over that of the same environment in the baseline"
+    )
 
 
 class CheckRecord(_Part):
@@ -204,6 +207,18 @@ class NextRecord(_Part):
     )
 
 
+class SampleRecord(_Part):
+    """A map of environments that stand for all test sets, and of some of the training set."""
+
+    environments: list[FlaggedEnvironment] = Field(
+        description="the farthest points among some that were drawn, each far from all before"
+    )
+    coordinates: list[list[float]] = Field(description="of each, along the principal axes")
+    training: list[list[float]] = Field(description="of environments of the training set")
+    explained: list[float] = Field(description="the axes' parts of the variance")
+    is_kernel: bool = Field(description="whether the axes are those of a kernel's rows")
+
+
 class AuditRecord(_Part):
     """One audit."""
 
@@ -221,5 +236,9 @@ class AuditRecord(_Part):
     series: list[SeriesRecord]
     work: list[WorkRecord]
     next: NextRecord | None = None
+    sample: SampleRecord | None = None
+    ratios: str | None = Field(
+        default=None, description="what `lpr_ratio` is, or why there is none"
+    )
     cross_validation: CrossValidationRecord | None = None
     conventions: Json = Field(description="job, model, factor, versions, fingerprints of inputs")

@@ -14,7 +14,7 @@ from dlpr.stages.structures import StructureStore
 
 @dataclass(frozen=True)
 class Repeats:
-    """Structures of a set that repeat others exactly."""
+    """Structures of a set that repeat others, exactly or nearly."""
 
     structures: NDArray[np.int64]
     """(n,) those that repeat"""
@@ -22,11 +22,6 @@ class Repeats:
     """file that repeats, file that it repeats, how many structures; most first"""
     example: str
     """the first of them, by its frame"""
-
-    @property
-    def n(self) -> int:
-        """How many repeat."""
-        return len(self.structures)
 
     @property
     def text(self) -> str:
@@ -50,17 +45,37 @@ def repeats(own: StructureStore, of: StructureStore | None = None) -> Repeats:
     of : StructureStore, optional
         The other set.
     """
-    digests = _digests(own)
+    marks = digests(own)
     if of is None:
-        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(marks, return_index=True, return_inverse=True)
         original = first[inverse]
-        found = np.flatnonzero(original != np.arange(len(digests)))
+        found = np.flatnonzero(original != np.arange(len(marks)))
         original, other = original[found], own
     else:
-        known, first = np.unique(_digests(of), return_index=True)
-        place = np.minimum(np.searchsorted(known, digests), len(known) - 1)
-        found = np.flatnonzero(known[place] == digests)
+        known, first = np.unique(digests(of), return_index=True)
+        place = np.minimum(np.searchsorted(known, marks), len(known) - 1)
+        found = np.flatnonzero(known[place] == marks)
         original, other = first[place[found]], of
+    return told(own, other, found, original, "is")
+
+
+def told(
+    own: StructureStore,
+    other: StructureStore,
+    found: NDArray[np.int64],
+    original: NDArray[np.int64],
+    verb: str,
+) -> Repeats:
+    """Structures of a set, and what they repeat, by their files and frames.
+
+    Parameters
+    ----------
+    own, other : StructureStore
+    found, original : (n,) int64
+        Structures of the one, and of the other.
+    verb : str
+        How the two of a pair are to each other.
+    """
     if not len(found):
         return Repeats(found, [], "")
     (file, names), (other_file, other_names) = own.sources(), other.sources()
@@ -73,10 +88,10 @@ def repeats(own: StructureStore, of: StructureStore | None = None) -> Repeats:
             (other, int(original[0]), other_names[other_file[original[0]]]),
         )
     ]
-    return Repeats(found, files, f"the first: {pair[0]} is {pair[1]}")
+    return Repeats(found, files, f"the first: {pair[0]} {verb} {pair[1]}")
 
 
-def _digests(store: StructureStore) -> NDArray[np.void]:
+def digests(store: StructureStore) -> NDArray[np.void]:
     """(n_structures,) one comparable value for each."""
     found = np.ascontiguousarray(store.over_structures("digest"))
     return found.view([("high", ">u8"), ("low", ">u8")]).ravel()

@@ -38,11 +38,12 @@ HELD_OUT = ("cv_rmse", "cv_mae")
 OF_QUANTITIES = (*ERRORS, "error", *HELD_OUT)
 FINDINGS = ("rank_correlation", "enrichment")
 """Does low rigidity find large errors of energies?"""
-REPEATS = ("duplicates", "leakage")
+NEAR = ("near_duplicates", "near_leakage")
+REPEATS = ("duplicates", "leakage", *NEAR)
 OF_DATA = (*REPEATS, "lost", "settings")
 """Measures of structures, which need no rigidity."""
 _BY_SPECIES = ("lpr", "prior_ratio", "uncertainty", "drift", "unseen")
-_BY_GROUP = (*_BY_SPECIES, "structure_pr", *OF_QUANTITIES, *FINDINGS)
+_BY_GROUP = (*_BY_SPECIES, "structure_pr", *OF_QUANTITIES, *FINDINGS, "outliers")
 _TO_BASELINE = ("drift", "lost", "settings")
 """Measures that are differences from a baseline already."""
 
@@ -62,6 +63,9 @@ Measure = Literal[
     "drift",
     "duplicates",
     "leakage",
+    "near_duplicates",
+    "near_leakage",
+    "outliers",
     "lost",
     "settings",
 ]
@@ -108,6 +112,12 @@ class Check(Section):
         default=None, description='a symbol such as Si, or "*" for each'
     )
     quantity: Quantity = "energy"
+    within: Positive | None = Field(
+        default=None, description="a number > 0: relative change of an environment's features"
+    )
+    beyond: Positive | None = Field(
+        default=None, description="a number > 0: multiples of the usual spread of errors"
+    )
     at_least: Bound | None = Field(default=None, description=_BOUND)
     at_most: Bound | None = Field(default=None, description=_BOUND)
     on_failure: Literal["warn", "fail"] = "fail"
@@ -128,7 +138,11 @@ class Check(Section):
             raise ValueError(f"group belongs to {', '.join(_BY_GROUP)}, not to {self.of}")
         if self.quantity != "energy" and self.of not in OF_QUANTITIES:
             raise ValueError(f"quantity belongs to {', '.join(OF_QUANTITIES)}, not to {self.of}")
-        if self.of in (*OF_DATA, "drift") and isinstance(self.bound, Relative):
+        if self.within is not None and self.of not in NEAR:
+            raise ValueError(f"within belongs to {', '.join(NEAR)}, not to {self.of}")
+        if self.beyond is not None and self.of != "outliers":
+            raise ValueError(f"beyond belongs to outliers, not to {self.of}")
+        if self.of in (*OF_DATA, "drift", "outliers") and isinstance(self.bound, Relative):
             raise ValueError(f"of: {self.of} needs a number; it has no multiple of a baseline's")
         return self
 
@@ -151,6 +165,9 @@ STANDARD = (
     Check(of="unseen", at_most=0.0, on_failure="warn"),
     Check(of="duplicates", at_most=0.0, on_failure="warn"),
     Check(of="leakage", at_most=0.0, on_failure="warn"),
+    Check(of="near_duplicates", at_most=0.0, on_failure="warn"),
+    Check(of="near_leakage", at_most=0.0, on_failure="warn"),
+    Check(of="outliers", at_most=0.0, on_failure="warn"),
     Check(of="lost", at_most=0.0, on_failure="warn"),
     Check(of="settings", at_most=0.0, on_failure="warn"),
 )
@@ -162,6 +179,12 @@ class Flag(Section):
 
     count: Natural = Field(default=50, description="a whole number >= 0")
     per_check: Natural = Field(default=10, description="a whole number >= 0")
+
+
+class Sample(Section):
+    """Environments on the map."""
+
+    count: Natural = Field(default=200, description="a whole number >= 0; 0: no map")
 
 
 class Validation(Section):
@@ -229,6 +252,7 @@ class AuditSpec(Computation):
         default="last", description="last, the name of an audit, or {last: 5}"
     )
     flag: Flag = Flag()
+    sample: Sample = Sample()
     busy: Literal["wait", "refuse"] = "refuse"
 
     kind_of_file: ClassVar[str] = "audit"

@@ -116,6 +116,8 @@ class Tonight:
     results: dict[str, zarr.Group]
     """of the rated sets"""
     environments: dict[str, Environments]
+    rows: StageFolder
+    """of the training set"""
     conventions: Json
     """of the record"""
 
@@ -152,6 +154,7 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
         "job": root["job"],
         "versions": root["versions"],
         "factor": factor,
+        "references": steps.references().output_digest() if steps.job.model.kernel else None,
         "settings": settings_of(steps),
         "inputs": {name: inputs_of(steps.index(name).settings["sources"]) for name in names},
         "uncertainty": calibration,
@@ -164,6 +167,7 @@ def look(spec: AuditSpec, steps: Pipeline, result: Result, before: PastAudit | N
         structures=structures,
         results=results,
         environments=environments,
+        rows=steps.rows(),
         conventions=conventions,
     )
     old: Json = {} if before is None else before.record.conventions["inputs"]

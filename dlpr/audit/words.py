@@ -22,6 +22,9 @@ _NAMES = {
     "drift": "drift of LPR since the baseline (Kolmogorov-Smirnov distance)",
     "duplicates": "structures that repeat an earlier one",
     "leakage": "structures that are in the training set, too",
+    "near_duplicates": "structures that all but repeat an earlier one",
+    "near_leakage": "structures that are all but in the training set, too",
+    "outliers": "energies that do not fit in",
     "lost": "environments that are gone since the baseline",
     "settings": "settings that have changed since the baseline",
 }
@@ -32,6 +35,9 @@ UNITS = {
     "unseen": "environments",
     "duplicates": "structures",
     "leakage": "structures",
+    "near_duplicates": "structures",
+    "near_leakage": "structures",
+    "outliers": "structures",
     "lost": "environments",
     "settings": "settings",
 }
@@ -68,6 +74,13 @@ MEANING = {
     "duplicates": "Structures that are there twice count twice; take the copies out of `files`.",
     "leakage": "What the model was fitted to says nothing of its errors; take these structures out "
     "of one of the two sets.",
+    "near_duplicates": "The model can hardly tell these structures from others, so their labels "
+    "say little that is new; take them out of `files`, or thin out what they come from.",
+    "near_leakage": "The model was fitted to structures that it can hardly tell from these, so "
+    "their errors are no test; take them out of one of the two sets.",
+    "outliers": "Labels far from what the model and all other labels expect are often wrong: a "
+    "calculation that did not converge, another functional or unit; compute them again, or leave "
+    "them out.",
     "lost": "Data that are gone pin down nothing; put the files back, or correct `files` and "
     "`where`.",
     "settings": "Figures of other settings compare with nothing before; if this was meant, the "

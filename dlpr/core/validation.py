@@ -14,6 +14,11 @@ from dlpr.core.quantiles import QuantileSketch
 from dlpr.core.rows import CONVENTIONS, FloatArray, IntArray, row_factor, square_norm
 from dlpr.errors import InputError, JobError
 
+NORMAL = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+LEAST_FREEDOM = 1e-6
+"""Part of a structure's residual that must be left for it to be told from rounding."""
+
 
 @dataclass
 class Errors:
@@ -113,6 +118,72 @@ def force_errors(predicted: FloatArray, label: FloatArray) -> dict[str, FloatArr
         "magnitude": np.sqrt(square_norm(predicted)) - np.sqrt(square_norm(label)),
         "vector": np.sqrt(square_norm(difference)),
     }
+
+
+def without_own_label(errors: FloatArray, leverage: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Errors of fits that leave out one structure each, of one fit to all.
+
+    ``r / (1 - h)`` of a fit that minimizes a sum of squares and a square penalty, where h is the
+    structure's leverage ``w g^T H^-1 g = w / PR`` (Sherman and Morrison). Its spread is that of
+    labels over ``sqrt(1 - h)``: ``r / sqrt(1 - h)`` is the studentized residual (Cook, Weisberg,
+    Residuals and Influence in Regression, 1982).
+
+    Parameters
+    ----------
+    errors : (n,) float64
+        Residuals r of the fit to all.
+    leverage : (n,) float64
+        From 0 to 1.
+
+    Returns
+    -------
+    errors : (n,) float64
+        NaN where `LEAST_FREEDOM` or less is left by 1 - h: only its own label says anything of such
+        a structure.
+    spread : (n,) float64
+        Of each, in that of labels.
+    """
+    left = 1.0 - leverage
+    left[left < LEAST_FREEDOM] = np.nan
+    return errors / left, 1.0 / np.sqrt(left)
+
+
+def robust_scores(values: FloatArray, group: IntArray, fewest: int) -> FloatArray:
+    """How far each value is from the median of its group, in units of the spread.
+
+    The larger of the spreads of the group and of all: small differences within a group of equals
+    say nothing. A spread is 1.4826 times the median absolute deviation, that of a normal
+    distribution: values that lie far out do not move it (Rousseeuw, Croux, J. Am. Stat. Assoc. 88,
+    1273, 1993).
+
+    Parameters
+    ----------
+    values : (n,) float64
+        NaN: unknown.
+    group : (n,) int
+    fewest : int
+        A group of fewer values has median and spread of all.
+
+    Returns
+    -------
+    (n,) float64
+        NaN where the value is; inf for what differs where both spreads are 0.
+    """
+    scores = np.full(len(values), np.nan)
+    known = np.isfinite(values)
+    of_all = _spread(values[known]) if known.any() else (0.0, 0.0)
+    for number in np.unique(group[known]):
+        own = np.flatnonzero(known & (group == number))
+        middle, spread = _spread(values[own]) if len(own) >= fewest else of_all
+        spread, away = max(spread, of_all[1]), values[own] - middle
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores[own] = np.where(away == 0.0, 0.0, away / spread)
+    return scores
+
+
+def _spread(values: FloatArray) -> tuple[float, float]:
+    middle = float(np.median(values))
+    return middle, NORMAL * float(np.median(np.abs(values - middle)))
 
 
 def k_folds(keys: Sequence[bytes], n_folds: int, seed: int) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ from dlpr.stages.derivatives import PART_NBYTES
 from dlpr.stages.features import ROWS_NBYTES
 from dlpr.stages.forces import SOLVE_ROWS as FORCE_ROWS
 from dlpr.stages.result import CHUNK_ROWS
+from dlpr.stages.sample import BATCH as SAMPLE_BATCH
+from dlpr.stages.sample import drawn_count
 from dlpr.stages.scan import BATCH as SCAN_BATCH
 from dlpr.stages.targets import BATCH as TARGET_BATCH
 from dlpr.store.folder import StageFolder
@@ -48,7 +50,7 @@ RESULT_NBYTES = 256
 """Result stage, per environment of a chunk: all arrays, and one with its copy on the way."""
 WHITENED_COPIES = 8
 """Rows of all columns that are held while as many are whitened, at most."""
-STRUCTURE_NBYTES = 208
+STRUCTURE_NBYTES = 336
 """Result and cross-validation, per structure: all arrays over structures."""
 
 
@@ -319,6 +321,17 @@ def result_nbytes(size: FactorSize, n_structures: int) -> int:
     rows = 2 * min(ROWS_NBYTES, 8 * size.layout.n_columns * n_structures)
     structures = size.nbytes + size.members_nbytes + rows + STRUCTURE_NBYTES * n_structures
     return max(RESULT_NBYTES * CHUNK_ROWS, structures)
+
+
+def sample_nbytes(calculator: Descriptor, mapping: MapSize, crowd: Crowd, count: int) -> int:
+    """Features that are drawn, of tests and training, and picks among them; rows of the picks."""
+    d, block = calculator.n_features, min(SAMPLE_BATCH, drawn_count(calculator.n_features))
+    n_atoms = crowd.largest_frame
+    if np.isfinite(calculator.cutoff):
+        n_atoms = min(n_atoms, SORTED_FRAME_ATOMS)
+    held = 6 * drawn_count(d) * d + 2 * count * (4 * max(d, mapping.n_columns) + 6 * count)
+    mapped = mapping.nbytes(d, 2 * count)
+    return 8 * held + mapped + 64 * block * n_atoms + block_nbytes(calculator, block, crowd)
 
 
 def crowd_of(structures: StageFolder) -> Crowd:

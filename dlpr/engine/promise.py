@@ -23,6 +23,7 @@ from dlpr.engine.memory import (
     result_nbytes,
     rigidity_nbytes,
     rows_nbytes,
+    sample_nbytes,
     scan_nbytes,
     targets_nbytes,
     whitened_nbytes,
@@ -31,6 +32,7 @@ from dlpr.stages.features import open_descriptor, task_edges
 from dlpr.stages.fold import tiling_of
 from dlpr.stages.model import open_map, open_model
 from dlpr.stages.rows import open_rows
+from dlpr.stages.sample import structures_of
 from dlpr.stages.sources import kinds_of, sources_of
 from dlpr.stages.structures import open_structures
 from dlpr.store.folder import StageFolder
@@ -228,6 +230,19 @@ def _result(folder: StageFolder) -> int:
     return result_nbytes(_of_rigidity(sets[0]), n_structures)
 
 
+def _sample(folder: StageFolder) -> int:
+    mapping = open_map(folder.input("rows"))
+    return max(
+        sample_nbytes(
+            open_descriptor(features["descriptor"]),
+            MapSize.of(mapping),
+            crowd_of(folder.input(structures_of(name))),
+            folder.settings["count"],
+        )
+        for name, features in folder.settings["of_sets"].items()
+    )
+
+
 _TASK: dict[str, Callable[[StageFolder], int]] = {
     "index": lambda folder: INDEX_NBYTES,
     "structures": _ingest,
@@ -250,4 +265,5 @@ _TASK: dict[str, Callable[[StageFolder], int]] = {
     "targets": _targets,
     "proposal": _proposal,
     "result": _result,
+    "sample": _sample,
 }

@@ -23,7 +23,7 @@ from dlpr.stages.agreement import ALL, agreements
 from dlpr.stages.committee import OF_VARIANCE, describe_committee
 from dlpr.stages.factor import factor_facts
 from dlpr.stages.forces import ATTRIBUTES as FORCE_ATTRIBUTES
-from dlpr.stages.rigidity import COMMITTEE, STRUCTURE_COMMITTEE, finish_structures
+from dlpr.stages.rigidity import COMMITTEE, PROJECTION, STRUCTURE_COMMITTEE, finish_structures
 from dlpr.stages.source_order import SPECIES, SourceOrder
 from dlpr.stages.summary import (
     STRUCTURE_LEVELS,
@@ -95,11 +95,15 @@ def plan(
             keys.append({"set": name, "chunk": chunk, "of": content})
     n_chunks = len(tasks)
     made_of = {name: stage.output_digest() for name, stage in inputs.items()}
+    # rigidities know nothing of the labels that stand beside them
+    structures = {name: one.input("structures").output_digest() for name, one in sets.items()}
     for name in sets:
         tasks.append((name, None))
-        keys.append({"set": name, "attributes": attributes, "inputs": made_of})
+        own = {"inputs": made_of, "structures": structures[name]}
+        keys.append({"set": name, "attributes": attributes, **own})
     settings = {
         "sets": list(sets),
+        "structures": structures,
         "attributes": attributes,
         "numerics": numerics,
         "tasks": tasks,
@@ -250,7 +254,8 @@ def _write_structures(
         "structure_source_frame": (structures.over_structures("source_frame"), {}),
     }
     for name, (values, attributes) in columns.items():
-        dimensions = ("structure", "level")[: values.ndim]
+        further = "projection" if name == PROJECTION else "level"
+        dimensions = ("structure", further)[: values.ndim]
         array = create_array(
             group, name, values.shape, values.dtype, dimensions, CHUNK_ROWS, attributes
         )

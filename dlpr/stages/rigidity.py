@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.fit import UNLIKE, UNSEEN_CENTRE, UNSEEN_NEIGHBOUR, Mapped
+from dlpr.core.projection import N_PROJECTIONS, project
 from dlpr.core.rows import FloatArray
 from dlpr.stages.committee import open_members
 from dlpr.stages.factor import Factors, open_factors
@@ -21,6 +22,7 @@ from dlpr.store.folder import StageFolder
 
 TILED_ROWS = 1024
 """Rows for which a factor is read from disk at a time."""
+PROJECTION = "structure_projection"
 COMMITTEE, STRUCTURE_COMMITTEE = "environment_committee_variance", "structure_committee_variance"
 ARRAYS: dict[str, type[np.generic]] = {
     "environment_lpr": np.float64,
@@ -190,11 +192,12 @@ class _Structures:
 def structure_arrays(
     environments: _Environments, structures: NDArray[np.int64], sums: FloatArray
 ) -> dict[str, FloatArray]:
-    """PR of structures, in the model's own convention, total energies, a committee's variance."""
+    """PR of structures, in the model's own convention, total energies, a committee's variance, and
+    projections of their sums."""
     count, fit = environments.source.count(structures), environments.fit
     pr, energy, _ = fit.structures(sums, count)
     assert pr is not None
-    found = {"structure_pr": pr}
+    found = {"structure_pr": pr, PROJECTION: project(sums)}
     for name, cpr in fit.structure_components(sums, count).items():
         found[f"structure_pr_{name}"] = cpr
     if energy is not None:
@@ -205,17 +208,18 @@ def structure_arrays(
 
 
 def finish_structures(folder: StageFolder) -> dict[str, FloatArray]:
-    """Arrays (n_structures,) of a finished stage, structures cut between tasks put together."""
+    """Arrays (n_structures, ...) of a finished stage, structures cut between tasks put together."""
     source = FeatureSource(folder.input("structures"), folder.settings["features"])
     environments = _Environments(folder, source)
     store = source.structures
     parts = environments.fit.components
-    names = ["structure_pr", *(f"structure_pr_{name}" for name in parts)]
+    names = ["structure_pr", PROJECTION, *(f"structure_pr_{name}" for name in parts)]
     if environments.fit.weights is not None:
         names.append("structure_energy")
     if environments.fit.members is not None:
         names.append(STRUCTURE_COMMITTEE)
     arrays = {name: np.empty(store.n_structures) for name in names}
+    arrays[PROJECTION] = np.empty((store.n_structures, N_PROJECTIONS))
     held: tuple[int, NDArray[np.float64]] | None = None
     whole: list[tuple[int, NDArray[np.float64]]] = []
     for task in range(folder.n_tasks):

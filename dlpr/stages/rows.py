@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlpr.core.models import Targets, energies
+from dlpr.core.projection import N_PROJECTIONS, project
 from dlpr.stages.features import FeatureSource, task_edges, task_keys
 from dlpr.stages.model import open_sums
 from dlpr.stages.structures import StructureStore, open_structures
@@ -81,6 +82,7 @@ def run(folder: StageFolder, task: int) -> tuple[dict[str, Any], Json]:
         groups[store.group_names[number]] = len(own)
         arrays[f"structure_{k}"] = own
         arrays[f"sums_{k}"] = sums[own]
+        arrays[f"projection_{k}"] = project(arrays[f"sums_{k}"])
         arrays[f"count_{k}"] = count[own]
         arrays[f"energy_{k}"] = energy[own]
     begin, end = int(store.structure_offset[first]), int(store.structure_offset[last + 1])
@@ -253,6 +255,16 @@ class RowStore:
     def is_labelled(self) -> bool:
         """Whether any structure has an energy."""
         return bool(np.isfinite(self.structures.energy).any())
+
+    def projections(self) -> NDArray[np.float64]:
+        """Of the sums of all structures, (n_structures, N_PROJECTIONS): see `project`."""
+        found = np.zeros((self.structures.n_structures, N_PROJECTIONS))
+        for task, groups in enumerate(self._groups):
+            for k in range(len(groups)):
+                keys = (f"structure_{k}", f"projection_{k}")
+                part = self.folder.read_part(task, keys)
+                found[self._first(task) + part[keys[0]]] += part[keys[1]]
+        return found
 
     def targets(
         self, run: Run, convention: str, chosen: NDArray[np.bool_] | None = None

@@ -37,6 +37,7 @@ STAGES = {
     "targets": "dlpr.stages.targets",
     "proposal": "dlpr.stages.proposal",
     "result": "dlpr.stages.result",
+    "sample": "dlpr.stages.sample",
 }
 
 

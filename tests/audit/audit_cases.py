@@ -76,6 +76,7 @@ class Nights:
             "descriptor": {"soap": deepcopy(SOAP)},
             "model": {"linear": {"regularizer": 1.0e-4}},
             "solver": "cholesky",
+            "sample": {"count": 0},
             "cluster": {"local": {"workers": 1, "memory_per_worker": "2GiB"}},
         }
 

@@ -24,6 +24,7 @@ from dlpr.audit.record import (
     OutlineRecord,
     PickRecord,
     Quantiles,
+    SampleRecord,
     SeriesRecord,
     SetRecord,
     SpreadRecord,
@@ -190,6 +191,20 @@ def series(measure: str, values: list[float | None], is_logarithmic: bool) -> Se
     )
 
 
+def sample(n: int) -> SampleRecord:
+    """Environments whose LPR has doubled or halved, is unknown, infinite or as it was."""
+    ratios = (2.0, 0.5, None, 1.0)
+    environments = [flagged(k).model_copy(update={"lpr_ratio": ratios[k % 4]}) for k in range(n)]
+    points = np.random.default_rng(2).normal(size=(2 * n, 3)).tolist()
+    return SampleRecord(
+        environments=environments,
+        coordinates=points[:n],
+        training=points[n:],
+        explained=[0.6, 0.2, 0.1],
+        is_kernel=False,
+    )
+
+
 def empty_record(**more: Any) -> AuditRecord:
     """Nothing to say."""
     given: dict[str, Any] = {
@@ -254,6 +269,8 @@ def full_record(n_flagged: int = 30) -> AuditRecord:
             WorkRecord(stage=HOSTILE, n_tasks=9, n_computed=4, reason=HOSTILE, seconds=1.25),
         ],
         next=proposed,
+        sample=sample(40),
+        ratios=f"LPR over that of {HOSTILE}.",
         cross_validation=held_out(),
         conventions={"versions": {"dlpr": "0.5.0"}, "inputs": {HOSTILE: HOSTILE}},
     )

@@ -71,6 +71,10 @@ def test_what_is_resolved_means_the_same(nights: Nights) -> None:
         ({"checks": [{**LPR, "of": "structure_pr", "species": "Si"}]}, ["species belongs to lpr"]),
         ({"checks": [{**LPR, "of": "uncertainty"}]}, ["uncertainty: {set: NAME}"]),
         ({"checks": [{"of": "lost", "at_most": {"times": 2}}]}, ["needs a number"]),
+        ({"checks": [{"of": "outliers", "at_most": {"times": 2}}]}, ["needs a number"]),
+        ({"checks": [{"of": "lost", "at_most": 0, "within": 0.1}]}, ["within belongs to near_"]),
+        ({"checks": [{"of": "lost", "at_most": 0, "beyond": 6}]}, ["beyond belongs to outliers"]),
+        ({"checks": [{"of": "outliers", "at_most": 0, "set": "train"}]}, ["train: train"]),
         (
             {"checks": [{"of": "rmse", "quantity": "forces", "at_most": 2}]},
             ["test_forces: true"],

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
+from core_oracle import Array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlpr.core.validation import Errors, energy_errors, force_errors, k_folds, stratified_folds
+from dlpr.core.validation import (
+    Errors,
+    energy_errors,
+    force_errors,
+    k_folds,
+    robust_scores,
+    stratified_folds,
+    without_own_label,
+)
 from dlpr.errors import InputError, JobError
 
 
@@ -127,3 +136,51 @@ def test_refusals() -> None:
         stratified_folds(digests(3), ["a"] * 3, 4, 0)
     with pytest.raises(InputError, match=r"fold \d of 4 is empty: 3 different"):
         k_folds([b"bulk", b"surface", b"liquid", b"bulk"], 4, 0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_errors_of_fits_that_leave_one_out(weighted: bool) -> None:
+    """Those of as many fits, and their spread over draws of the labels' noise."""
+    rng = np.random.default_rng(3)
+    rows, y = rng.normal(size=(30, 8)), rng.normal(size=30)
+    weight = rng.uniform(0.2, 5.0, 30) if weighted else np.ones(30)
+
+    def fit(own: Array, mu: float) -> tuple[Array, Array]:
+        hessian = (rows[own].T * weight[own]) @ rows[own] + mu * np.eye(8)
+        return hessian, np.linalg.solve(hessian, rows[own].T @ (weight[own] * y[own]))
+
+    for mu in (0.5, 1e-12):
+        hessian, weights = fit(np.ones(30, bool), mu)
+        leverage = weight * np.einsum("ij,ji->i", rows, np.linalg.solve(hessian, rows.T))
+        found, spread = without_own_label(rows @ weights - y, leverage)
+        for k in range(30):
+            rest, others = fit(np.arange(30) != k, mu)
+            assert found[k] == pytest.approx(rows[k] @ others - y[k])
+            variance = 1.0 + weight[k] * rows[k] @ np.linalg.solve(rest, rows[k])
+            assert spread[k] == pytest.approx(np.sqrt(variance))
+
+
+def test_what_only_its_own_label_speaks_of_has_no_error() -> None:
+    found, spread = without_own_label(np.array([1e-9, 1.0]), np.array([1.0 - 1e-9, 0.5]))
+    assert np.isnan(found[0])
+    assert np.isnan(spread[0])
+    assert found[1] == 2.0
+
+
+def test_robust_scores() -> None:
+    """Medians are groups' own; spreads too, where they are more than that of all."""
+    rng = np.random.default_rng(4)
+    group = np.repeat([0, 1, 2], [4000, 2000, 3])
+    values = np.where(group == 1, rng.normal(500.0, 100.0, 6003), rng.normal(1.0, 0.1, 6003))
+    values[[0, 1, 2]] = 1e9, np.nan, 1.5
+    scores = robust_scores(values, group, 20)
+    known = values[np.isfinite(values)]
+    spread = 1.4826 * np.median(np.abs(known - np.median(known)))
+    assert np.isnan(scores[1])
+    assert scores[0] == pytest.approx(1e9 / spread)
+    assert scores[2] == pytest.approx(0.5 / spread, rel=0.02)
+    assert np.median(scores[4000:6000]) == 0.0
+    assert np.std(scores[4000:6000]) == pytest.approx(1.0, rel=0.05)
+    np.testing.assert_allclose(scores[6000:], (values[6000:] - np.median(known)) / spread)
+    equal = robust_scores(np.array([2.0, 2.0, 3.0]), np.zeros(3, int), 1)
+    np.testing.assert_array_equal(equal, [0.0, 0.0, np.inf])

@@ -12,10 +12,11 @@ from markupsafe import Markup, escape
 
 from dlpr.audit.flagged import CHEMISCOPE, FLAGGED
 from dlpr.audit.history import PAGE
-from dlpr.audit.page import cross_validation, environments, history, next, sets, validation
+from dlpr.audit.page import cross_validation, environments, history, map, next, sets, validation
 from dlpr.audit.page.diagrams import HEIGHT, LEFT, WIDTH, number
 from dlpr.audit.page.section import ORDER, Section, symbol
 from dlpr.audit.record import AuditRecord, CheckRecord
+from dlpr.audit.sample import SAMPLE
 from dlpr.store.files import atomic_file
 
 MOST_LINES = 150
@@ -30,6 +31,7 @@ FILES = {
     "audit.json": "all of this page as data",
     FLAGGED: "the flagged environments, for OVITO and ASE",
     CHEMISCOPE: "the same for chemiscope",
+    SAMPLE: "the environments of the map, for chemiscope",
     "next.extxyz": "what to label next",
     "audit.yaml": "what was asked for",
 }
@@ -93,6 +95,7 @@ def sections(record: AuditRecord, folder: Path) -> list[Section]:
         *validation.section(record),
         *cross_validation.section(record),
         environments.section(folder),
+        *map.section(record),
         *next.section(record),
         history.section(record),
         Section("how", "How it was computed", {"files": files}),
