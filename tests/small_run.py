@@ -14,8 +14,10 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from dlpr.api import work
+from dlpr.api import work, worker
 from dlpr.engine.output import write_job
+from dlpr.engine.proposal import proposed
+from dlpr.engine.sample import sample
 from dlpr.job import Job
 
 LARGE = 5832
@@ -145,6 +147,21 @@ def robust_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
     if folder not in _made:
         loss = {"energy": {"weight": 1.0, "shape": {"huber": {"delta": 5.0}}}}
         _made[folder] = _make(folder, {"bare": BARE}, {"loss": loss})
+    return _made[folder]
+
+
+@pytest.fixture(scope="session")
+def audited_run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """One with a cross-validation, picks of what to label next, and a sample for a map."""
+    folder = tmp_path_factory.getbasetemp() / "audited_run"
+    if folder not in _made:
+        test = {"bare": BARE, "pool": {"files": "film.extxyz@3"}}
+        made = _make(folder, test, {"cross_validation": {"folds": 2, "by": "stratified"}})
+        steps = worker(made.output, rank=0)
+        wanted = {"count": 1, "objective": "mean_variance", "n_targets": 5, "of": "environments"}
+        proposed(steps, "pool", ["bare"], **wanted)
+        sample(steps, 4)
+        _made[folder] = made
     return _made[folder]
 
 

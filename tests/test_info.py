@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from small_run import LARGE, SmallRun, copied_run, kernel_run, robust_run, small_run, tiled_run
+from small_run import (
+    LARGE,
+    SmallRun,
+    audited_run,
+    copied_run,
+    kernel_run,
+    robust_run,
+    small_run,
+    tiled_run,
+)
 
 import dlpr.engine.verify as verify_module
 from dlpr.cli import cli
@@ -30,8 +39,10 @@ OTHER_MODELS = {"references", "derivatives", "decomposition", "scan", "committee
 """Stages of kernels, of forces, of regularizers that are picked and of committees."""
 OTHER_LOSSES = {"fit"}
 """Stages of losses that are not squared."""
-OTHERS = OTHER_FORMS | OTHER_MODELS | OTHER_LOSSES
-__all__ = ["copied_run", "kernel_run", "robust_run", "small_run", "tiled_run"]
+OTHER_ASPECTS = {"cross_validation", "whitened", "targets", "proposal", "sample"}
+"""Stages of held-out errors, and of audits."""
+OTHERS = OTHER_FORMS | OTHER_MODELS | OTHER_LOSSES | OTHER_ASPECTS
+__all__ = ["audited_run", "copied_run", "kernel_run", "robust_run", "small_run", "tiled_run"]
 
 N_FILM = LARGE + 64 + 1 + 8
 
@@ -89,10 +100,12 @@ def test_every_stage(
     tiled_run: SmallRun,
     kernel_run: SmallRun,
     robust_run: SmallRun,
+    audited_run: SmallRun,
     stage: str,
 ) -> None:
     other = {**dict.fromkeys(OTHER_FORMS, tiled_run), **dict.fromkeys(OTHER_MODELS, kernel_run)}
     other |= dict.fromkeys(OTHER_LOSSES, robust_run)
+    other |= dict.fromkeys(OTHER_ASPECTS, audited_run)
     folder = stage_of(other.get(stage, small_run).output, stage)
     title, rows, record = described(folder.path)
     assert title.endswith(f"stage {stage}")
@@ -115,6 +128,11 @@ def test_every_stage(
         "factor": ("conditioning solver", "cholesky"),
         "cholesky": ("conditioning solver", "cholesky"),
         "committee": ("committee subsample members", "3"),
+        "cross_validation": ("array sums", "float64"),
+        "whitened": ("array rows", "float64"),
+        "targets": ("array rows", "float64"),
+        "proposal": ("array curve", "float64"),
+        "sample": ("array coordinates", "float64"),
         "rigidity": ("array environment_lpr", "float64"),
         "result": ("array film/environment_lpr", f"({N_FILM},) float64"),
     }
