@@ -120,6 +120,7 @@ def test_defaults_are_those_promised() -> None:
         "loss": {"energy": 1.0, "forces": 0.0, "stress": 0.0, "groups": {}},
         "solver": "auto",
         "committee": None,
+        "cross_validation": None,
         "store_train_features": True,
         "store_test_features": False,
         "test_forces": False,
@@ -169,7 +170,7 @@ def test_settings_leave_out_what_cannot_influence() -> None:
     assert job.settings() == {
         key: value
         for key, value in job.resolved().items()
-        if key not in ("output", "cluster", "committee")  # none
+        if key not in ("output", "cluster", "committee", "cross_validation")  # none
     }
     committee = {"posterior": {"members": 10, "scale": 1.0, "seed": 0}}
     assert Job.from_dict(changed("committee.posterior", None)).settings()["committee"] == committee

@@ -54,10 +54,12 @@ def mended(job: Job) -> tuple[Outcome, list[str]]:
 
 
 def flip(path: Path) -> None:
-    """One bit in the file itself, whatever its names: in the middle of its largest array."""
+    """One bit in the file itself, whatever its names: in the middle of the largest array that a run
+    reads again (projections are for audits)."""
     start, size = 0, path.stat().st_size
     if path.suffix == ".npz":
-        start, size = max(members(path).values(), key=lambda place: place[1])
+        inside = [place for name, place in members(path).items() if "projection" not in name]
+        start, size = max(inside, key=lambda place: place[1])
     with path.open("r+b") as file:
         file.seek(start + size // 2)
         (byte,) = file.read(1)
